@@ -1,0 +1,3 @@
+"""Jumping VPN: one session, replaceable transports."""
+
+__version__ = "0.1.0"

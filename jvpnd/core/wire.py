@@ -1,0 +1,83 @@
+"""Packet layouts of JVP/1, the one place that knows offsets (docs/protocol.md draws them).
+
+Integers are little endian. Decoders return None for anything malformed: a bad packet is dropped
+and counted by the caller, it is never an exception.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+
+VERSION = 1
+
+
+class PacketType(IntEnum):
+    """First byte of every packet."""
+
+    HANDSHAKE_INIT = 1
+    HANDSHAKE_RESPONSE = 2
+    RETRY = 3
+    REATTACH_REQUEST = 4
+    REATTACH_ACK = 5
+    REATTACH_REJECT = 6
+    CONTROL = 7
+    DATA = 8
+
+
+class Suite(IntEnum):
+    """AEAD of the DATA packets; the gateway picks it inside the handshake."""
+
+    CHACHA20_POLY1305 = 1
+    AES_256_GCM = 2
+
+
+TAG_LEN = 16
+KEY_LEN = 32
+SESSION_ID_LEN = 16
+
+# DATA and CONTROL: type u8, lane u8, reserved u16, receiver index u32, counter u64. These 16 bytes
+# are the associated data; the nonce is lane u8, three zero bytes, counter u64.
+HEADER = struct.Struct("<BBHIQ")
+HEADER_LEN = HEADER.size
+NONCE = struct.Struct("<BxxxQ")
+MIN_SEALED_LEN = HEADER_LEN + TAG_LEN
+MAX_COUNTER = 2**63  # far below where any AEAD limit or wrap would matter
+
+# Plain text of DATA: flags u8, then for a segment index u16 and gso_size u16, then the packet.
+FLAG_NEEDS_CHECKSUM = 1  # the transport checksum field holds only the pseudo-header sum
+FLAG_SEGMENT = 2  # one slice of a super-packet, behind the super-packet's header verbatim
+FLAG_LAST = 4  # the slice ends its super-packet
+SEGMENT = struct.Struct("<HH")
+
+MAX_DATAGRAM = 65535
+MAX_CONTROL_LEN = 2048  # nothing but DATA is longer
+
+
+def data_nonce(lane: int, counter: int) -> bytes:
+    """The 12-byte nonce of a DATA or CONTROL packet."""
+    return NONCE.pack(lane, counter)
+
+
+@dataclass(frozen=True, slots=True)
+class SealedHeader:
+    """The clear 16 bytes in front of a DATA or CONTROL packet."""
+
+    type: int
+    lane: int
+    index: int
+    counter: int
+
+    def encode(self) -> bytes:
+        return HEADER.pack(self.type, self.lane, 0, self.index, self.counter)
+
+
+def decode_sealed_header(packet: bytes) -> SealedHeader | None:
+    """The header of a DATA or CONTROL packet, None if short, out of range or reserved bits set."""
+    if len(packet) < MIN_SEALED_LEN:
+        return None
+    kind, lane, reserved, index, counter = HEADER.unpack_from(packet)
+    if reserved or counter >= MAX_COUNTER:
+        return None
+    return SealedHeader(kind, lane, index, counter)
