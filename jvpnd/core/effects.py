@@ -1,0 +1,160 @@
+"""What the core asks its shell to do. Values only: the shell performs them in the order given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from jvpnd.core.reasons import Reason
+from jvpnd.core.wire import Suite
+
+Address: TypeAlias = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a gateway heard a packet: its own listening socket and the sender's address."""
+
+    socket_id: int
+    remote: Address
+
+    def __str__(self) -> str:
+        host, port = self.remote
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+# A client names the path it sends over, a gateway the origin it answers to.
+Destination: TypeAlias = str | Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send one packet."""
+
+    to: Destination
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BindSend:
+    """From now on DATA of this session goes here under this key, and nowhere else."""
+
+    session_id: bytes
+    index: int
+    suite: Suite
+    key: bytes = field(repr=False)
+    to: Destination
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseSend:
+    """The session may send no more DATA."""
+
+    session_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BindReceive:
+    """Accept DATA with this receiver index under this key; `to` is where it should come from."""
+
+    session_id: bytes
+    index: int
+    suite: Suite
+    key: bytes = field(repr=False)
+    to: Destination
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseReceive:
+    """Accept DATA with this receiver index no more."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Expect:
+    """DATA with this index may come before its key: hold a little of it (early data)."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unexpect:
+    """The announced index will not be used."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class PauseTun:
+    """Leave the TUN unread (the kernel queues) or read it again."""
+
+    paused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SessionUp:
+    """A session is attached for the first time: these inner addresses and networks are its own."""
+
+    session_id: bytes
+    addresses: tuple[str, ...]
+    networks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SessionDown:
+    """The session has ended: forget its inner routes."""
+
+    session_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SaveTimestamp:
+    """Keep this across restarts: the next handshake timestamp must be above it."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """Write the record if the stored state_version is still `expected` (0: it must be new).
+
+    The shell answers through `Gateway.store_result(now_ms, token, outcome)`.
+    """
+
+    token: int
+    session_id: bytes
+    expected: int
+    record: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """One event for the audit trail (docs/events.md)."""
+
+    event_type: str
+    reason: Reason | None = None
+    session_id: bytes | None = None
+    client: str | None = None
+    from_state: str | None = None
+    to_state: str | None = None
+    state_version: int | None = None
+    details: Mapping[str, object] = field(default_factory=dict)
+
+
+Effect: TypeAlias = (
+    Send
+    | BindSend
+    | ReleaseSend
+    | BindReceive
+    | ReleaseReceive
+    | Expect
+    | Unexpect
+    | PauseTun
+    | SessionUp
+    | SessionDown
+    | SaveTimestamp
+    | Swap
+    | Emit
+)
