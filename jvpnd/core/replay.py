@@ -1,0 +1,51 @@
+"""Sliding window against replayed counters (RFC 6479: a ring of words, no shifting)."""
+
+from __future__ import annotations
+
+from array import array
+from typing import Final
+
+_WORD_BITS: Final = 64
+_WORDS: Final = 128  # a power of two
+_MASK: Final = _WORDS - 1
+
+WINDOW: Final = (_WORDS - 1) * _WORD_BITS  # one word is always being refilled
+"""How far behind the highest counter a late packet may be (8128 packets)."""
+
+
+class ReplayWindow:
+    """Remembers which counters of one key were seen.
+
+    Call it only for a packet that has been authenticated: a forged counter must not move the
+    window. Counters are 0 .. 2**63 - 1.
+    """
+
+    __slots__ = ("_top", "_words")
+
+    def __init__(self) -> None:
+        self._words = array("Q", bytes(_WORDS * _WORD_BITS // 8))
+        self._top = 0  # the highest word number reached
+
+    def check_and_set(self, counter: int) -> bool:
+        """True the first time a counter within the window is seen, else False."""
+        word = counter >> 6
+        top = self._top
+        words = self._words
+        if word != top:
+            if word < top:
+                if top - word >= _WORDS:
+                    return False
+            else:
+                self._advance(word)
+        at = word & _MASK
+        seen = words[at]
+        bit = 1 << (counter & 63)
+        if seen & bit:
+            return False
+        words[at] = seen | bit
+        return True
+
+    def _advance(self, word: int) -> None:
+        for stale in range(max(self._top + 1, word - _MASK), word + 1):
+            self._words[stale & _MASK] = 0
+        self._top = word
