@@ -1,0 +1,144 @@
+"""The TUN device: opened with a virtio_net_hdr and every offload the kernel grants.
+
+Constants: linux/if_tun.h, linux/udp.h. The device lives as long as its descriptors; whoever holds
+one keeps the name, which is what makes a second daemon of the same name fail at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import struct
+from dataclasses import dataclass
+
+import pytun
+
+from jvpnd.core.offloads import Offloads
+from jvpnd.net.errors import MissingFeature
+
+MAX_NAME_LEN = 15  # IFNAMSIZ less the final zero
+
+_TUNSETIFF = 0x400454CA
+_TUNSETOFFLOAD = 0x400454D0
+_IFREQ = struct.Struct("16sH22x")
+_TUN_F_CSUM = 0x01
+_TUN_F_TSO4 = 0x02
+_TUN_F_TSO6 = 0x04
+_TUN_F_USO4 = 0x20
+_TUN_F_USO6 = 0x40
+_TSO = _TUN_F_CSUM | _TUN_F_TSO4 | _TUN_F_TSO6
+_USO = _TUN_F_USO4 | _TUN_F_USO6
+
+_SOL_UDP = socket.IPPROTO_UDP
+_UDP_SEGMENT = 103
+_UDP_GRO = 104
+
+_FLAGS: int = pytun.IFF_TUN | pytun.IFF_NO_PI | pytun.IFF_VNET_HDR
+
+
+@dataclass(frozen=True, slots=True)
+class Tun:
+    """An open TUN device. Closing `fd` (and every copy of it) removes the device."""
+
+    fd: int  # non-blocking; each packet is behind a virtio_net_hdr of 10 bytes
+    name: str
+    index: int
+    offloads: Offloads
+
+
+def open_tun(name: str, *, multi_queue: bool = False) -> Tun:
+    """Create the TUN device `name`, down and without addresses.
+
+    With `multi_queue`, `add_queue` opens further descriptors of the same device. Raises
+    MissingFeature, naming what to do, for a bad or busy name, a missing /dev/net/tun or privilege.
+    """
+    _check_name(name)
+    flags = _FLAGS | (pytun.IFF_MULTI_QUEUE | pytun.IFF_TUN_EXCL if multi_queue else 0)
+    try:
+        device = pytun.TunTapDevice(name=name, flags=flags)
+    except (pytun.Error, OSError) as error:
+        raise _explain(name, error) from error
+    try:
+        fd = os.dup(device.fileno())  # pytun closes its own when collected
+    finally:
+        device.close()
+    os.set_blocking(fd, False)
+    tso, uso = _enable_offloads(fd)
+    udp_gso, udp_gro = _probe_udp()
+    offloads = Offloads(vnet=True, tso=tso, uso=uso, udp_gso=udp_gso, udp_gro=udp_gro)
+    return Tun(fd, name, socket.if_nametoindex(name), offloads)
+
+
+def add_queue(tun: Tun) -> int:
+    """One more non-blocking descriptor of a multi-queue device, for one more lane."""
+    fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        request = _IFREQ.pack(tun.name.encode(), _FLAGS | pytun.IFF_MULTI_QUEUE)
+        fcntl.ioctl(fd, _TUNSETIFF, request)
+    except OSError as error:
+        os.close(fd)
+        raise _explain(tun.name, error) from error
+    return fd
+
+
+def _check_name(name: str) -> None:
+    # dev_valid_name() in net/core/dev.c; "%" is a pattern there ("tun%d")
+    bad = not name.isascii() or not name.isprintable() or any(c in "/:% " for c in name)
+    if bad or name in ("", ".", "..", "all", "default") or len(name) > MAX_NAME_LEN:
+        raise MissingFeature(
+            f"interface name {name!r} is not allowed: 1 to {MAX_NAME_LEN} printable ASCII "
+            "characters without space, '/', ':' or '%', and not '.', '..', 'all' or 'default'"
+        )
+
+
+def _explain(name: str, error: Exception) -> MissingFeature:
+    """What to do about a failed open, from the errno that pytun or the ioctl gave."""
+    code = error.args[0] if error.args else 0
+    if code in (errno.EPERM, errno.EACCES):
+        return MissingFeature(
+            f"no permission to create the TUN device {name}: run as root or grant CAP_NET_ADMIN"
+        )
+    if code in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+        return MissingFeature(
+            "/dev/net/tun is missing: load the tun module (modprobe tun), or pass the device "
+            "into the container"
+        )
+    if code == errno.EBUSY:
+        return MissingFeature(
+            f"interface {name} is in use by another program: stop it or choose another "
+            "[interface] name"
+        )
+    if code == errno.EINVAL:
+        return MissingFeature(
+            f"interface {name} exists already and is not a TUN device that can be shared: remove "
+            "it or choose another [interface] name"
+        )
+    return MissingFeature(f"cannot create the TUN device {name}: {error}")
+
+
+def _enable_offloads(fd: int) -> tuple[bool, bool]:
+    """Ask for everything, then for less; (tso, uso) as granted. USO came with Linux 6.2."""
+    for wanted in (_TSO | _USO, _TSO):
+        try:
+            fcntl.ioctl(fd, _TUNSETOFFLOAD, wanted)
+        except OSError:
+            continue
+        return True, bool(wanted & _USO)
+    fcntl.ioctl(fd, _TUNSETOFFLOAD, 0)
+    return False, False
+
+
+def _probe_udp() -> tuple[bool, bool]:
+    """Whether UDP sockets segment on send (Linux 4.18) and coalesce on receive (5.0)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        return _accepts(probe, _UDP_SEGMENT, 1400), _accepts(probe, _UDP_GRO, 1)
+
+
+def _accepts(probe: socket.socket, option: int, value: int) -> bool:
+    try:
+        probe.setsockopt(_SOL_UDP, option, value)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Transports: each turns a path into a descriptor that carries tunnel datagrams."""
