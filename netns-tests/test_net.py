@@ -1,0 +1,391 @@
+"""TUN device, UDP sockets and uplink watcher against a real kernel, each in a namespace."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable
+
+import pytest
+from namespaced import in_namespace, new_namespace, private_mounts, run
+
+from jvpnd.net.errors import MissingFeature
+from jvpnd.net.links import LinkWatcher, Uplink
+from jvpnd.net.tun import add_queue, open_tun
+from jvpnd.transport.udp import ListenError, PathError, open_listen_socket, open_path_socket
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+TUNGETIFF = 0x800454D2
+BUFFERS = 2 * 4 * 2**20  # the kernel doubles what it is asked for
+
+
+# TUN
+
+
+@in_namespace
+def test_a_tun_has_its_flags_and_goes_with_its_descriptor() -> None:
+    tun = open_tun("jx0")
+    request = fcntl.ioctl(tun.fd, TUNGETIFF, bytes(40))
+    name, flags = struct.unpack_from("16sH", request)
+    assert name.rstrip(b"\0") == b"jx0"
+    wanted = 0x1 | 0x1000 | 0x4000  # IFF_TUN, IFF_NO_PI, IFF_VNET_HDR
+    assert flags & wanted == wanted
+    assert tun.index == socket.if_nametoindex("jx0")
+    assert not os.get_blocking(tun.fd)
+    assert not os.get_inheritable(tun.fd)
+    with pytest.raises(BlockingIOError):
+        os.read(tun.fd, 2048)
+    os.close(tun.fd)
+    assert "jx0" not in [name for _, name in socket.if_nameindex()]
+
+
+@in_namespace
+def test_a_tun_hands_over_super_packets_when_it_says_so() -> None:
+    tun = open_tun("jx0")
+    assert tun.offloads.tso
+    run("ip addr add 10.1.0.1/24 dev jx0")
+    run("ip link set jx0 up")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        if tun.offloads.udp_gso:
+            sender.setsockopt(socket.IPPROTO_UDP, 103, 1000)
+        sender.sendto(bytes(3000 if tun.offloads.udp_gso else 1000), ("10.1.0.2", 9))
+    frames = []
+    while True:
+        try:
+            frame = os.read(tun.fd, 65600)
+        except BlockingIOError:
+            break
+        if frame[10] >> 4 == 4:
+            frames.append(frame)
+    longest = max(len(frame) for frame in frames)
+    assert longest == 10 + 28 + (3000 if tun.offloads.uso else 1000)
+
+
+@in_namespace
+def test_a_multi_queue_tun_takes_more_queues_but_no_second_owner() -> None:
+    tun = open_tun("jx0", multi_queue=True)
+    second = add_queue(tun)
+    assert second != tun.fd
+    assert not os.get_blocking(second)
+    with pytest.raises(MissingFeature, match="jx0 is in use"):
+        open_tun("jx0", multi_queue=True)
+
+
+@in_namespace
+def test_a_name_that_is_busy_or_bad_is_named() -> None:
+    open_tun("jx0")
+    with pytest.raises(MissingFeature, match="jx0 is in use"):
+        open_tun("jx0")
+    with pytest.raises(MissingFeature, match="lo exists already"):
+        open_tun("lo")
+    for bad in ("", "a b", "tun%d", "x" * 16, "a/b", "..", "\u00fcber"):
+        with pytest.raises(MissingFeature, match="is not allowed"):
+            open_tun(bad)
+
+
+@in_namespace
+def test_without_privilege_the_message_names_it() -> None:
+    os.setresuid(65534, 65534, 65534)
+    with pytest.raises(MissingFeature, match="CAP_NET_ADMIN"):
+        open_tun("jx0")
+
+
+@in_namespace
+def test_without_the_device_node_the_message_names_it() -> None:
+    private_mounts()
+    run("mount -t tmpfs none /dev/net")
+    with pytest.raises(MissingFeature, match="/dev/net/tun is missing"):
+        open_tun("jx0")
+
+
+# UDP sockets
+
+
+def two_uplinks() -> None:
+    for name, net in (("upa", 1), ("upb", 2)):
+        run(f"ip link add {name} type veth peer name p{name}")
+        run(f"ip addr add 192.0.{net}.5/24 dev {name}")
+        run(f"ip -6 addr add 2001:db8:{net}::5/64 dev {name} nodad")
+        run(f"ip link set p{name} up")
+        run(f"ip link set {name} up")
+
+
+@in_namespace
+def test_a_path_socket_is_tied_to_its_uplink_source_and_mark() -> None:
+    two_uplinks()
+    for source, remote in (("192.0.1.5", "192.0.1.9"), ("2001:db8:1::5", "2001:db8:1::9")):
+        with open_path_socket("upa", source, (remote, 7700), 0x6A760001) as sock:
+            device = sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16)
+            assert device.rstrip(b"\0") == b"upa"
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) == 0x6A760001
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == BUFFERS
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == BUFFERS
+            assert sock.getsockname()[0] == source
+            assert sock.getpeername()[:2] == (remote, 7700)
+            assert sock.gettimeout() == 0.0
+            assert sock.getsockopt(socket.IPPROTO_UDP, 104) == 1
+
+
+@in_namespace
+def test_a_path_that_is_not_there_is_named() -> None:
+    two_uplinks()
+    with pytest.raises(PathError, match=r"gone \(192\.0\.1\.5\) to 192\.0\.1\.9:7700") as caught:
+        open_path_socket("gone", "192.0.1.5", ("192.0.1.9", 7700), 1)
+    assert caught.value.errno == errno.ENODEV
+    with pytest.raises(PathError) as caught:
+        open_path_socket("upa", "192.0.1.77", ("192.0.1.9", 7700), 1)
+    assert caught.value.errno == errno.EADDRNOTAVAIL
+    run("ip link set upa down")
+    with pytest.raises(PathError) as caught:
+        open_path_socket("upa", "192.0.1.5", ("192.0.1.9", 7700), 1)
+    assert caught.value.errno == errno.ENETUNREACH
+
+
+@in_namespace
+def test_a_listener_on_both_versions_hears_both() -> None:
+    with open_listen_socket("::", 7700) as listener:
+        for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+            with socket.socket(family, socket.SOCK_DGRAM) as sender:
+                sender.sendto(b"hello", (host, 7700))
+            assert listener.recv(100) == b"hello"
+        with pytest.raises(ListenError, match=r"127\.0\.0\.1:7700: another program has this port"):
+            open_listen_socket("127.0.0.1", 7700)
+
+
+@in_namespace
+def test_a_listen_address_that_is_taken_or_not_here_is_named() -> None:
+    with open_listen_socket("127.0.0.1", 7700), open_listen_socket("::1", 7700):
+        with pytest.raises(ListenError, match=r"\[::1\]:7700: another program has this port"):
+            open_listen_socket("::1", 7700)
+        with pytest.raises(ListenError, match=r"192\.0\.2\.1:7700: this host has no such address"):
+            open_listen_socket("192.0.2.1", 7700)
+
+
+# Uplinks
+
+
+class Recorder:
+    """Collects what the watcher reports and waits for a state, not for a time."""
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, Uplink]] = []
+        self.times: list[float] = []
+        self._changed = asyncio.Event()
+
+    def __call__(self, uplinks: dict[str, Uplink]) -> None:
+        self.states.append(uplinks)
+        self.times.append(time.perf_counter())
+        self._changed.set()
+
+    async def until(self, wanted: Callable[[dict[str, Uplink]], bool]) -> dict[str, Uplink]:
+        async with asyncio.timeout(10):
+            while not (self.states and wanted(self.states[-1])):
+                self._changed.clear()
+                await self._changed.wait()
+        return self.states[-1]
+
+
+async def call(command: str) -> None:
+    await asyncio.to_thread(run, command)
+
+
+def default_routes() -> None:
+    run("ip route add default via 192.0.1.1 dev upa metric 100")
+    run("ip route add default via 192.0.2.1 dev upb metric 200")
+    run("ip -6 route add default via 2001:db8:2::1 dev upb")
+
+
+async def watching(
+    body: Callable[[LinkWatcher, Recorder], object], interfaces: list[str] | None = None
+) -> None:
+    recorder = Recorder()
+    watcher = LinkWatcher(interfaces, ["jx0"], recorder)
+    await watcher.start()
+    try:
+        await body(watcher, recorder)  # type: ignore[misc]
+    finally:
+        await watcher.close()
+
+
+@in_namespace
+def test_every_interface_with_a_default_route_is_found_at_start() -> None:
+    two_uplinks()
+    default_routes()
+
+    async def body(watcher: LinkWatcher, recorder: Recorder) -> None:
+        index = socket.if_nametoindex
+        assert watcher.uplinks() == {
+            "upa": Uplink("upa", index("upa"), 1500, "192.0.1.5", None),
+            "upb": Uplink("upb", index("upb"), 1500, "192.0.2.5", "2001:db8:2::5"),
+        }
+        assert recorder.states == []
+
+    asyncio.run(watching(body))
+
+
+@in_namespace
+def test_link_down_up_and_new_default_route_are_reported() -> None:
+    two_uplinks()
+    default_routes()
+
+    async def body(watcher: LinkWatcher, recorder: Recorder) -> None:
+        await call("ip link set upa down")
+        await recorder.until(lambda uplinks: set(uplinks) == {"upb"})
+        assert set(watcher.uplinks()) == {"upb"}
+        await call("ip link set upa up")
+        await call("ip route add default via 192.0.1.1 dev upa metric 100")
+        await recorder.until(lambda uplinks: set(uplinks) == {"upa", "upb"})
+        assert all(set(state) in ({"upb"}, {"upa", "upb"}) for state in recorder.states)
+
+    asyncio.run(watching(body))
+
+
+@in_namespace
+def test_carrier_loss_is_link_down() -> None:
+    two_uplinks()
+    default_routes()
+
+    async def body(watcher: LinkWatcher, recorder: Recorder) -> None:
+        await call("ip link set pupa down")
+        await recorder.until(lambda uplinks: set(uplinks) == {"upb"})
+        await call("ip link set pupa up")
+        await recorder.until(lambda uplinks: set(uplinks) == {"upa", "upb"})
+
+    asyncio.run(watching(body))
+
+
+@in_namespace
+def test_address_change_mtu_change_and_interface_removal_are_reported() -> None:
+    two_uplinks()
+
+    async def body(watcher: LinkWatcher, recorder: Recorder) -> None:
+        assert watcher.uplinks()["upa"].ipv4 == "192.0.1.5"
+        await call("ip addr del 192.0.1.5/24 dev upa")
+        await recorder.until(lambda uplinks: uplinks["upa"].ipv4 is None)
+        await call("ip addr add 192.0.1.6/24 dev upa")
+        await recorder.until(lambda uplinks: uplinks["upa"].ipv4 == "192.0.1.6")
+        await call("ip link set upa mtu 1400")
+        await recorder.until(lambda uplinks: uplinks["upa"].mtu == 1400)
+        await call("ip link del upa")
+        await recorder.until(lambda uplinks: "upa" not in uplinks)
+
+    asyncio.run(watching(body, ["upa"]))
+
+
+@in_namespace
+def test_a_default_route_that_vanishes_with_its_address_is_noticed() -> None:
+    # the kernel sends no DELROUTE for an IPv4 route that goes with the last address
+    two_uplinks()
+    default_routes()
+
+    async def body(watcher: LinkWatcher, recorder: Recorder) -> None:
+        await call("ip addr del 192.0.1.5/24 dev upa")
+        await recorder.until(lambda uplinks: "upa" not in uplinks)
+        await call("ip addr add 192.0.1.5/24 dev upa")
+        await call("ip link set upb mtu 1400")
+        await recorder.until(lambda uplinks: uplinks["upb"].mtu == 1400)
+        assert "upa" not in watcher.uplinks()  # it has an address but no route again
+        await call("ip route add default via 192.0.1.1 dev upa")
+        await recorder.until(lambda uplinks: "upa" in uplinks)
+
+    asyncio.run(watching(body))
+
+
+@in_namespace
+def test_multipath_default_routes_and_nexthop_objects_make_uplinks_too() -> None:
+    two_uplinks()
+
+    async def body(watcher: LinkWatcher, recorder: Recorder) -> None:
+        assert watcher.uplinks() == {}
+        await call(
+            "ip route add default nexthop via 192.0.1.1 dev upa nexthop via 192.0.2.1 dev upb"
+        )
+        await recorder.until(lambda uplinks: set(uplinks) == {"upa", "upb"})
+        await call("ip route del default")
+        await recorder.until(lambda uplinks: not uplinks)
+        await call("ip nexthop add id 7 via 192.0.1.1 dev upa")
+        await call("ip route add default nhid 7")
+        await recorder.until(lambda uplinks: set(uplinks) == {"upa"})
+        await call("ip nexthop del id 7")
+        await recorder.until(lambda uplinks: not uplinks)
+
+    asyncio.run(watching(body))
+
+
+@in_namespace
+def test_an_overflow_of_events_loses_nothing() -> None:
+    two_uplinks()
+    default_routes()
+
+    async def body(watcher: LinkWatcher, recorder: Recorder) -> None:
+        assert watcher._events is not None
+        watcher._events.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2304)
+        first = watcher._events
+        # while the loop is held here nothing is read, so the queue must overflow
+        run("ip link set upa down")
+        for number in range(40):
+            run(f"ip addr add 192.0.2.{100 + number}/24 dev upb")
+        run("ip link set upb mtu 1300")
+        state = await recorder.until(lambda uplinks: set(uplinks) == {"upb"})
+        assert state["upb"].mtu == 1300
+        assert watcher._events is not first  # it did overflow
+        await call("ip link set upb down")
+        await recorder.until(lambda uplinks: not uplinks)
+
+    asyncio.run(watching(body))
+
+
+@in_namespace
+def test_after_close_nothing_is_reported() -> None:
+    two_uplinks()
+    default_routes()
+
+    async def body() -> None:
+        recorder = Recorder()
+        watcher = LinkWatcher(None, [], recorder)
+        await watcher.start()
+        await watcher.close()
+        await call("ip link set upa down")
+        later = LinkWatcher(None, [], recorder)
+        await later.start()
+        assert "upa" not in later.uplinks()
+        await later.close()
+        assert recorder.states == []
+
+    asyncio.run(body())
+
+
+def measure_link_down(runs: int = 20) -> list[float]:
+    """Milliseconds from the SIOCSIFFLAGS that takes a link down to on_change, sorted."""
+    new_namespace()
+    two_uplinks()
+    default_routes()
+    control = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    spent: list[float] = []
+
+    def down() -> float:
+        before = time.perf_counter()
+        fcntl.ioctl(control, 0x8914, struct.pack("16sH22x", b"upa", 0))
+        return before
+
+    async def body(watcher: LinkWatcher, recorder: Recorder) -> None:
+        for _ in range(runs):
+            before = await asyncio.to_thread(down)
+            await recorder.until(lambda uplinks: "upa" not in uplinks)
+            spent.append((recorder.times[-1] - before) * 1000)
+            await call("ip link set upa up")
+            await call("ip route add default via 192.0.1.1 dev upa metric 100")
+            await recorder.until(lambda uplinks: "upa" in uplinks)
+
+    asyncio.run(watching(body))
+    return sorted(spent)
+
+
+if __name__ == "__main__":
+    print([round(each, 2) for each in measure_link_down()])
