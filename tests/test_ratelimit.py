@@ -116,8 +116,8 @@ def test_the_same_uses_give_the_same_answers(uses: list[tuple[int, int]]) -> Non
     assert run() == run()
 
 
-@pytest.mark.parametrize("bad", [(0, 1, 1), (1, 0, 1), (1, 1, 0), (-1, 1, 1)])
-def test_limits_must_be_positive(bad: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("bad", [(0, 1, 1), (1, 0.5, 1), (1, 1, 0), (-1, 1, 1)])
+def test_limits_that_could_never_allow_anything_are_bugs(bad: tuple[float, float, int]) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         TokenBuckets(*bad)
 

@@ -96,12 +96,9 @@ class _SymmetricState:
     def mix_dh(self, secret: bytes, public: bytes) -> None:
         """Tokens ee, es, se, ss. A low-order point gives zeros whatever the secret: refused."""
         try:
-            shared = crypto_scalarmult(secret, public)
-        except CryptoError as error:  # libsodium refuses the all-zero result itself
+            self.mix_key(crypto_scalarmult(secret, public))
+        except CryptoError as error:  # libsodium refuses to return zeros
             raise _RefusedError from error
-        if shared == ZERO:
-            raise _RefusedError
-        self.mix_key(shared)
 
     def mix_psk(self, psk: bytes) -> None:
         self._chaining_key, temp_hash, self._cipher_key = _hkdf(self._chaining_key, psk, 3)

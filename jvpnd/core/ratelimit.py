@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 COOKIE_LEN = 16
 COOKIE_SLOT_MS = 60_000
 
-_TOKEN = 1000  # milli-tokens, so that a rate per second times milliseconds stays whole
+_TOKEN = 1000  # milli-tokens, so that whole rates and times keep the sums exact
 _COOKIE_INPUT = struct.Struct("<Hq")
 
 
@@ -40,15 +40,16 @@ class TokenBuckets:
     full again); refused uses count as uses, so that who floods stays remembered.
     """
 
-    def __init__(self, rate_per_s: int, burst: int, max_entries: int) -> None:
-        if min(rate_per_s, burst, max_entries) < 1:
+    def __init__(self, rate_per_s: float, burst: float, max_entries: int) -> None:
+        if not (rate_per_s > 0 and burst >= 1 and max_entries >= 1):
             raise ValueError(
-                f"rate_per_s {rate_per_s}, burst {burst}, max_entries {max_entries}: all at least 1"
+                f"rate_per_s {rate_per_s} must be above 0, "
+                f"burst {burst} and max_entries {max_entries} at least 1"
             )
         self._rate_per_s = rate_per_s
         self._full = burst * _TOKEN
         self._max_entries = max_entries
-        self._buckets: OrderedDict[bytes, tuple[int, int]] = OrderedDict()  # milli-tokens, at ms
+        self._buckets: OrderedDict[bytes, tuple[float, int]] = OrderedDict()  # milli-tokens, at ms
 
     def __len__(self) -> int:
         return len(self._buckets)
