@@ -1,0 +1,42 @@
+"""What a stranger may cost a gateway: a token per source, and a cookie when it is busy."""
+
+from __future__ import annotations
+
+from jvpnd.core import constants as c
+from jvpnd.core.effects import Origin
+from jvpnd.core.ratelimit import CookieJar, TokenBuckets, source_key
+
+_ALL = b""  # key of a bucket that everybody shares
+
+
+class Admission:
+    """Decides before any key exchange; bounded memory, no state for unproven sources."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._jar = CookieJar(secret)
+        self._sources = TokenBuckets(c.SOURCE_RATE_PER_S, c.SOURCE_BURST, c.SOURCE_TABLE_SIZE)
+        self._exchanges = TokenBuckets(c.COOKIE_LOAD_PER_S, c.COOKIE_LOAD_PER_S, 1)
+        self._audits = TokenBuckets(c.AUDIT_PER_S, c.AUDIT_PER_S, 1)
+        self._loaded_until_ms = 0.0
+
+    def wants_cookie(self, now_ms: float, origin: Origin, cookie: bytes) -> bool:
+        """Under load only a source that has shown its address goes on."""
+        if now_ms >= self._loaded_until_ms:
+            return False
+        return not self._jar.verify(cookie, *origin.remote, int(now_ms))
+
+    def cookie(self, now_ms: float, origin: Origin) -> bytes:
+        return self._jar.make(*origin.remote, int(now_ms))
+
+    def count_exchange(self, now_ms: float) -> None:
+        """A key exchange is about to be made: too many a second are a load."""
+        if not self._exchanges.allow(_ALL, int(now_ms)):
+            self._loaded_until_ms = now_ms + 1000
+
+    def admits(self, now_ms: float, origin: Origin) -> bool:
+        """Whether this source has a token left."""
+        return self._sources.allow(source_key(origin.remote[0]), int(now_ms))
+
+    def may_audit(self, now_ms: float) -> bool:
+        """Security events are bounded in rate: a flood must not become a flood of events."""
+        return self._audits.allow(_ALL, int(now_ms))

@@ -1,0 +1,44 @@
+"""CONTROL packets of one binding epoch: sealed one way, opened the other way."""
+
+from __future__ import annotations
+
+import nacl.bindings as sodium
+import nacl.exceptions
+
+from jvpnd.core.replay import ReplayWindow
+from jvpnd.core.wire import HEADER_LEN, PacketType, SealedHeader, data_nonce
+
+
+class ControlChannel:
+    """ChaCha20-Poly1305 under the epoch's two control keys, with counter and replay window."""
+
+    def __init__(self, send_index: int, send_key: bytes, index: int, receive_key: bytes) -> None:
+        self.send_index = send_index
+        self.index = index
+        self._send_key = send_key
+        self._receive_key = receive_key
+        self._counter = 0
+        self._window = ReplayWindow()
+
+    def seal(self, body: bytes) -> bytes:
+        """A whole CONTROL packet."""
+        header = SealedHeader(PacketType.CONTROL, 0, self.send_index, self._counter)
+        clear, nonce = header.encode(), data_nonce(0, self._counter)
+        self._counter += 1
+        boxed: bytes = sodium.crypto_aead_chacha20poly1305_ietf_encrypt(
+            body, clear, nonce, self._send_key
+        )
+        return clear + boxed
+
+    def open(self, packet: bytes, header: SealedHeader) -> bytes | None:
+        """The body, None if it is forged or replayed."""
+        try:
+            body: bytes = sodium.crypto_aead_chacha20poly1305_ietf_decrypt(
+                packet[HEADER_LEN:],
+                packet[:HEADER_LEN],
+                data_nonce(header.lane, header.counter),
+                self._receive_key,
+            )
+        except nacl.exceptions.CryptoError:
+            return None
+        return body if header.lane == 0 and self._window.check_and_set(header.counter) else None

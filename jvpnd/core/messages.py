@@ -1,0 +1,298 @@
+"""Bodies of handshake, reattach and control packets (docs/protocol.md draws them).
+
+Encoders return bytes; decoders return None for anything malformed or out of range.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+
+from jvpnd.core.ticket import TICKET_LEN
+from jvpnd.core.wire import VERSION, Suite
+
+KEM_PUBLIC_LEN = 1184
+KEM_CIPHERTEXT_LEN = 1088
+NO_SESSION = bytes(16)
+
+TRANSPORTS = ("udp", "tcp", "tls", "quic")
+CAPABILITY_AES = 1  # this end has AES instructions
+
+_INIT = struct.Struct("<BBBBQ16s16sQ")
+_WELCOME = struct.Struct(f"<16sB3xIQ{TICKET_LEN}sI32s")
+_BOUNDS = struct.Struct("<9I")
+_REQUEST = struct.Struct("<Q32sQQQIBBBx")
+_ACK = struct.Struct(f"<Q32sQ{TICKET_LEN}sI")
+MAX_ADDRESSES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class InitPayload:
+    """Inside Noise message 1. session_id is set for a REKEY, supersedes for a new session."""
+
+    capabilities: int
+    transport: str
+    path_number: int
+    timestamp: int
+    session_id: bytes
+    supersedes: bytes
+    attempt: int
+    kem_public: bytes
+
+    def encode(self) -> bytes:
+        return (
+            _INIT.pack(
+                VERSION,
+                self.capabilities,
+                TRANSPORTS.index(self.transport),
+                self.path_number,
+                self.timestamp,
+                self.session_id,
+                self.supersedes,
+                self.attempt,
+            )
+            + self.kem_public
+        )
+
+
+def decode_init(body: bytes) -> InitPayload | None:
+    if len(body) != _INIT.size + KEM_PUBLIC_LEN:
+        return None
+    version, capabilities, transport, number, timestamp, session, old, attempt = _INIT.unpack_from(
+        body
+    )
+    if version != VERSION or transport >= len(TRANSPORTS) or attempt >= 2**62:
+        return None
+    return InitPayload(
+        capabilities,
+        TRANSPORTS[transport],
+        number,
+        timestamp,
+        session,
+        old,
+        attempt,
+        body[_INIT.size :],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyBounds:
+    """The gateway's policy snapshot: the bounds that it enforces, for the client to respect."""
+
+    version: int
+    session_ttl_ms: int
+    transport_loss_ttl_ms: int
+    max_recovery_window_ms: int
+    max_switches_per_minute: int
+    switch_cooldown_ms: int
+    proof_max_age_ms: int
+    drain_ms: int
+    rekey_after_ms: int
+
+    def encode(self) -> bytes:
+        return _BOUNDS.pack(*(getattr(self, name) for name in self.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """Inside the second Noise message: everything a client needs to use the session."""
+
+    session_id: bytes
+    suite: Suite
+    index: int
+    state_version: int
+    ticket: bytes
+    next_index: int
+    reset_key: bytes
+    kem_ciphertext: bytes
+    bounds: PolicyBounds
+    addresses: tuple[str, ...]
+
+    def encode(self) -> bytes:
+        packed = [ipaddress.ip_interface(address) for address in self.addresses]
+        return b"".join(
+            (
+                _WELCOME.pack(
+                    self.session_id,
+                    self.suite,
+                    self.index,
+                    self.state_version,
+                    self.ticket,
+                    self.next_index,
+                    self.reset_key,
+                ),
+                self.kem_ciphertext,
+                self.bounds.encode(),
+                bytes([len(packed)]),
+                *(bytes([i.version, i.network.prefixlen]) + i.ip.packed for i in packed),
+            )
+        )
+
+
+def decode_welcome(body: bytes) -> Welcome | None:
+    fixed = _WELCOME.size + KEM_CIPHERTEXT_LEN + _BOUNDS.size
+    if len(body) < fixed + 1:
+        return None
+    session, suite, index, version, ticket, next_index, reset = _WELCOME.unpack_from(body)
+    bounds = PolicyBounds(*_BOUNDS.unpack_from(body, _WELCOME.size + KEM_CIPHERTEXT_LEN))
+    addresses = _decode_addresses(body[fixed:])
+    if addresses is None or suite not in tuple(Suite):
+        return None
+    ciphertext = body[_WELCOME.size : _WELCOME.size + KEM_CIPHERTEXT_LEN]
+    return Welcome(
+        session,
+        Suite(suite),
+        index,
+        version,
+        ticket,
+        next_index,
+        reset,
+        ciphertext,
+        bounds,
+        addresses,
+    )
+
+
+def _decode_addresses(raw: bytes) -> tuple[str, ...] | None:
+    count, at = raw[0], 1
+    if count > MAX_ADDRESSES:
+        return None
+    found = []
+    for _ in range(count):
+        family = raw[at : at + 1]
+        size = {b"\x04": 4, b"\x06": 16}.get(family)
+        if size is None or len(raw) < at + 2 + size or raw[at + 1] > size * 8:
+            return None
+        address = ipaddress.ip_address(raw[at + 2 : at + 2 + size])
+        found.append(f"{address}/{raw[at + 1]}")
+        at += 2 + size
+    return tuple(found) if at == len(raw) else None
+
+
+@dataclass(frozen=True, slots=True)
+class ReattachRequest:
+    """The sealed part of REATTACH_REQUEST. sent_ms counts from the client's attach (proof age)."""
+
+    attempt: int
+    client_nonce: bytes
+    last_epoch: int
+    state_version: int
+    sent_ms: int
+    receive_index: int
+    transport: str
+    path_number: int
+    cause: int
+
+    def encode(self) -> bytes:
+        return _REQUEST.pack(
+            self.attempt,
+            self.client_nonce,
+            self.last_epoch,
+            self.state_version,
+            self.sent_ms,
+            self.receive_index,
+            TRANSPORTS.index(self.transport),
+            self.path_number,
+            self.cause,
+        )
+
+
+def decode_request(body: bytes) -> ReattachRequest | None:
+    if len(body) != _REQUEST.size:
+        return None
+    attempt, nonce, epoch, version, sent, index, transport, number, cause = _REQUEST.unpack(body)
+    if transport >= len(TRANSPORTS) or cause not in tuple(Cause) or attempt >= 2**62:
+        return None
+    return ReattachRequest(
+        attempt, nonce, epoch, version, sent, index, TRANSPORTS[transport], number, cause
+    )
+
+
+class Cause(IntEnum):
+    """Why the client reattaches: the gateway records it."""
+
+    TRANSPORT_DEAD = 1
+    SWITCH = 2
+    NAT_REBIND = 3
+    RETRY = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ReattachAck:
+    """The sealed part of REATTACH_ACK."""
+
+    attempt: int
+    gateway_nonce: bytes
+    state_version: int
+    ticket: bytes
+    next_index: int
+
+    def encode(self) -> bytes:
+        return _ACK.pack(
+            self.attempt, self.gateway_nonce, self.state_version, self.ticket, self.next_index
+        )
+
+
+def decode_ack(body: bytes) -> ReattachAck | None:
+    return ReattachAck(*_ACK.unpack(body)) if len(body) == _ACK.size else None
+
+
+class Control(IntEnum):
+    """First byte inside a CONTROL packet."""
+
+    PROBE = 1
+    PROBE_REPLY = 2
+    REBIND_HINT = 3
+    CLOSE = 4
+
+
+_PROBE = struct.Struct("<BBxxI")
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A probe or its reply: the reply carries the same path number and sequence number."""
+
+    path_number: int
+    sequence: int
+
+    def encode(self, kind: Control) -> bytes:
+        return _PROBE.pack(kind, self.path_number, self.sequence)
+
+
+def decode_probe(body: bytes) -> Probe | None:
+    """Longer bodies are padding (path MTU probes)."""
+    if len(body) < _PROBE.size:
+        return None
+    _, number, sequence = _PROBE.unpack_from(body)
+    return Probe(number, sequence)
+
+
+# Reason codes that travel as one byte (CLOSE and REATTACH_REJECT). Append only.
+_WIRE_REASONS = (
+    "OPERATOR_TERMINATION",
+    "POLICY_TERMINATION",
+    "SUPERSEDED",
+    "TTL_SESSION_EXPIRED",
+    "TTL_TRANSPORT_LOSS_EXPIRED",
+    "FATAL_PROTOCOL_ERROR",
+    "AUTH_FAIL",
+    "FRESHNESS_INVALID",
+    "REPLAY_DETECTED",
+    "OWNERSHIP_CONFLICT",
+    "SESSION_NOT_FOUND",
+    "SESSION_EXPIRED",
+    "POLICY_DENY",
+    "RATE_LIMITED",
+    "HANDSHAKE_FAIL",
+)
+
+
+def reason_to_wire(reason: str) -> int:
+    return _WIRE_REASONS.index(reason) + 1
+
+
+def reason_from_wire(code: int) -> str | None:
+    return _WIRE_REASONS[code - 1] if 1 <= code <= len(_WIRE_REASONS) else None

@@ -1,0 +1,101 @@
+"""What a gateway holds of its clients: who they may be, births under way, and live sessions."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from jvpnd.core.channel import ControlChannel
+from jvpnd.core.effects import Origin
+from jvpnd.core.handshake import EpochKeys
+from jvpnd.core.session import Session
+from jvpnd.core.states import State
+from jvpnd.core.wire import Suite
+
+REMEMBERED_REQUESTS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class ClientEntry:
+    """A client as the configuration lists it."""
+
+    name: str
+    public_key: bytes
+    addresses: tuple[str, ...]
+    networks: tuple[str, ...] = ()
+    psk: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(slots=True)
+class Offer:
+    """An answered INIT that the client has not confirmed yet: a birth, or a rekey of `peer`."""
+
+    entry: ClientEntry
+    origin: Origin
+    path_number: int
+    transport: str
+    keys: EpochKeys
+    channel: ControlChannel
+    root: bytes = field(repr=False)
+    suite: Suite
+    session_id: bytes
+    supersedes: bytes
+    next_index: int
+    timestamp: int
+    made_ms: float
+    confirming: bool = False
+
+
+@dataclass(slots=True)
+class Peer:
+    """A session with what the gateway needs to serve it."""
+
+    session: Session
+    entry: ClientEntry
+    origin: Origin
+    path_number: int
+    transport: str
+    keys: EpochKeys
+    channel: ControlChannel
+    next_index: int
+    anchor_ms: float
+    heard_ms: float
+    timestamp: int
+    issue: int = 0
+    stored_version: int = 0
+    confirmed: bool = True  # whether the client was heard under the present epoch
+    unstable_ms: float = 0
+    hinted_ms: float = float("-inf")
+    swapping: bool = False
+    draining: dict[int, tuple[ControlChannel, float]] = field(default_factory=dict)
+    requests: deque[tuple[bytes, Origin]] = field(
+        default_factory=lambda: deque(maxlen=REMEMBERED_REQUESTS)
+    )
+
+    def remembers(self, tag: bytes) -> Origin | None:
+        """From where exactly this request came before, if it did."""
+        return next((origin for seen, origin in self.requests if seen == tag), None)
+
+    def record(
+        self, node: str, state: State, version: int, epoch: int, attempt: int
+    ) -> Mapping[str, object]:
+        """The row of the session table: all that another owner would need to go on."""
+        session = self.session
+        assert session.id is not None
+        return {
+            "session_id": session.id.hex(),
+            "client": session.client,
+            "owner": node,
+            "state": str(state),
+            "state_version": version,
+            "epoch": epoch,
+            "attempt": attempt,
+            "root": session.root.hex(),
+            "suite": int(session.suite),
+            "addresses": list(session.addresses),
+            "created_ms": session.created_ms,
+            "timestamp": self.timestamp,
+            "issue": self.issue,
+            "next_index": self.next_index,
+        }

@@ -1,0 +1,120 @@
+"""The policy: bounds on how a session recovers. Validated whole before use, never half applied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+TRANSPORTS = ("udp", "quic", "tcp", "tls")
+
+
+class PolicyError(ValueError):
+    """One field is wrong: which, what is wrong with it, and what is allowed."""
+
+    def __init__(self, key: str, problem: str, allowed: str) -> None:
+        super().__init__(f"{key}: {problem} (allowed: {allowed})")
+        self.key, self.problem, self.allowed = key, problem, allowed
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Times in milliseconds; floors of 0 are off (docs/configuration.md explains each field)."""
+
+    version: int = 1
+    session_ttl_ms: int = 86_400_000
+    transport_loss_ttl_ms: int = 60_000
+    max_recovery_window_ms: int = 8_000
+    max_switches_per_minute: int = 8
+    switch_cooldown_ms: int = 500
+    heartbeat_active_ms: int = 100
+    heartbeat_idle_ms: int = 1_000
+    volatile_after_ms: int = 2_000
+    volatile_to_degraded_ms: int = 4_000
+    stability_window_ms: int = 3_000
+    loss_floor: float = 0.20
+    latency_floor_ms: int = 0
+    jitter_floor_ms: int = 0
+    loss_window_ms: int = 2_000
+    improvement_factor: float = 1.10
+    allowed_transports: tuple[str, ...] = TRANSPORTS
+    proof_max_age_ms: int = 5_000
+    drain_ms: int = 500
+    max_candidates: int = 8
+    rekey_after_ms: int = 120_000
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, object]) -> Policy:
+        """The policy of a TOML table; PolicyError names the first field that is wrong."""
+        for key in table:
+            if key not in _RANGES and key != "allowed_transports":
+                known = ", ".join(field.name for field in fields(cls))
+                raise PolicyError(key, "unknown key", known)
+        values: dict[str, object] = {}
+        for key, (kind, low, high) in _RANGES.items():
+            if key in table:
+                values[key] = _number(key, table[key], kind, low, high)
+        if "allowed_transports" in table:
+            values["allowed_transports"] = _transports(table["allowed_transports"])
+        policy = cls(**values)  # type: ignore[arg-type]
+        policy._check_together()
+        return policy
+
+    def _check_together(self) -> None:
+        rules = (
+            ("heartbeat_idle_ms", "heartbeat_active_ms", self.heartbeat_idle_ms),
+            ("volatile_after_ms", "heartbeat_idle_ms", self.volatile_after_ms),
+            ("volatile_to_degraded_ms", "volatile_after_ms", self.volatile_to_degraded_ms),
+            ("session_ttl_ms", "transport_loss_ttl_ms", self.session_ttl_ms),
+            ("proof_max_age_ms", "drain_ms", self.proof_max_age_ms),
+        )
+        for key, below, value in rules:
+            limit = getattr(self, below)
+            if value < limit:
+                raise PolicyError(key, f"{value} is below {below}", f"at least {limit}")
+
+
+_DAY_MS = 86_400_000
+_RANGES: dict[str, tuple[type, float, float]] = {
+    "version": (int, 1, 2**31),
+    "session_ttl_ms": (int, 1_000, 40 * _DAY_MS),
+    "transport_loss_ttl_ms": (int, 100, _DAY_MS),
+    "max_recovery_window_ms": (int, 100, 600_000),
+    "max_switches_per_minute": (int, 1, 600),
+    "switch_cooldown_ms": (int, 0, 60_000),
+    "heartbeat_active_ms": (int, 50, 10_000),
+    "heartbeat_idle_ms": (int, 100, 60_000),
+    "volatile_after_ms": (int, 100, 60_000),
+    "volatile_to_degraded_ms": (int, 100, 120_000),
+    "stability_window_ms": (int, 100, 600_000),
+    "loss_floor": (float, 0.0, 1.0),
+    "latency_floor_ms": (int, 0, 10_000),
+    "jitter_floor_ms": (int, 0, 10_000),
+    "loss_window_ms": (int, 500, 60_000),
+    "improvement_factor": (float, 1.0, 10.0),
+    "proof_max_age_ms": (int, 500, 60_000),
+    "drain_ms": (int, 0, 1_000),
+    "max_candidates": (int, 1, 64),
+    "rekey_after_ms": (int, 1_000, 3_600_000),
+}
+
+
+def _number(key: str, value: object, kind: type, low: float, high: float) -> int | float:
+    allowed = f"{'a whole number' if kind is int else 'a number'} from {low:g} to {high:g}"
+    if kind is int:
+        allowed = f"a whole number from {int(low)} to {int(high)}"
+    right = isinstance(value, int) or (kind is float and isinstance(value, float))
+    if isinstance(value, bool) or not right:
+        raise PolicyError(key, f"{value!r} is of the wrong type", allowed)
+    assert isinstance(value, int | float)
+    if not low <= value <= high:
+        raise PolicyError(key, f"{value} is out of range", allowed)
+    return float(value) if kind is float else value
+
+
+def _transports(value: object) -> tuple[str, ...]:
+    allowed = f"a list of one or more of {', '.join(TRANSPORTS)}, each once"
+    if not isinstance(value, list) or not value:
+        raise PolicyError("allowed_transports", f"{value!r} is not such a list", allowed)
+    if any(entry not in TRANSPORTS for entry in value) or len(set(value)) != len(value):
+        raise PolicyError("allowed_transports", f"{value!r} is not such a list", allowed)
+    return tuple(value)
