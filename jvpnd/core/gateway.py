@@ -1,7 +1,7 @@
 """The gateway: births, reattaches and the health of many sessions. Sans-IO.
 
-The shell calls the input methods with the time and performs what `drain` returns, in order. Strangers
-cost it a MAC, then a token, then (under load) a cookie, before any key exchange.
+The shell calls the input methods with the time and performs what `drain` returns, in order.
+Strangers cost it a MAC, then a token, then (under load) a cookie, before any key exchange.
 """
 
 from __future__ import annotations
