@@ -1,0 +1,114 @@
+"""Counters in memory that the workers write and control reads, without a message or a lock.
+
+One memfd: a row of drop counters for each worker, then eight words a slot. Each word is an
+aligned u64 with exactly one writer, so a reader never sees half a number. Nothing is ever reset
+(a restarted worker goes on counting): who wants a session's share takes differences.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+SLOTS: Final = 4096
+ROLES: Final = ("uplink", "downlink")
+
+_DROP_WORDS: Final = 32
+_SLOT_WORDS: Final = 8
+_SLOTS_AT: Final = _DROP_WORDS * len(ROLES)
+_SIZE: Final = 8 * (_SLOTS_AT + _SLOT_WORDS * SLOTS)
+
+TX_PACKETS: Final = 0
+TX_BYTES: Final = 1
+LAST_TX_MS: Final = 2
+RX_PACKETS: Final = 3
+RX_BYTES: Final = 4
+LAST_RX_MS: Final = 5
+LAST_RX_INDEX: Final = 6
+
+
+class Drop(IntEnum):
+    """Why a packet was dropped. The name in lower case is what users see."""
+
+    MALFORMED = 0  # lengths, flags or headers that contradict each other
+    UNKNOWN_TYPE = 1  # the first byte is no packet type, or the packet is too long for its type
+    UNKNOWN_INDEX = 2  # no session expects this receiver index
+    BAD_TAG = 3  # not sealed with the session's key
+    REPLAYED = 4  # counter seen before, or too old
+    BAD_SOURCE = 5  # inner source address is not the session's
+    EARLY_OVERFLOW = 6  # early data beyond what is held
+    EARLY_EXPIRED = 7  # early data whose binding never came
+    CONTROL_BUSY = 8  # control did not take its packets fast enough
+    TUN_WRITE = 9  # the kernel refused the packet
+    NO_ROUTE = 10  # inner destination belongs to no session
+    NO_BINDING = 11  # the session has no transport at the moment
+    TOO_BIG = 12  # does not fit into one datagram
+    SEND_BUFFER = 13  # the transport socket stayed full
+    SEND_ERROR = 14  # the transport socket reported an error
+    UNSUPPORTED = 15  # a super-packet of a kind that is not offered to the kernel
+
+
+@dataclass(frozen=True, slots=True)
+class SlotCounters:
+    """What passed through one slot. Packets and bytes are inner ones, after cutting; times are
+    CLOCK_MONOTONIC in ms, 0 for never; last_rx_index is the receiver index last heard under."""
+
+    tx_packets: int
+    tx_bytes: int
+    last_tx_ms: int
+    rx_packets: int
+    rx_bytes: int
+    last_rx_ms: int
+    last_rx_index: int
+
+
+def monotonic_ms() -> int:
+    """CLOCK_MONOTONIC in ms, the clock of every time in the shared memory."""
+    return time.monotonic_ns() // 1_000_000
+
+
+class Counters:
+    """The shared memory, created by control and mapped by the workers through its descriptor."""
+
+    def __init__(self, fd: int) -> None:
+        self._map = mmap.mmap(fd, _SIZE)
+        self.words = memoryview(self._map).cast("Q")
+
+    @classmethod
+    def create(cls) -> tuple[Counters, int]:
+        """New counters, all zero, and the memfd to hand to the workers; the caller closes it."""
+        fd = os.memfd_create("jvpn-counters", os.MFD_CLOEXEC)
+        os.ftruncate(fd, _SIZE)
+        return cls(fd), fd
+
+    def drops_of(self, role: str) -> memoryview:
+        """The drop counters of one worker, indexed by Drop."""
+        at = _DROP_WORDS * ROLES.index(role)
+        return self.words[at : at + _DROP_WORDS]
+
+    def slot(self, slot: int) -> SlotCounters:
+        """The counters of a slot, 0 .. SLOTS - 1."""
+        at = slot_base(slot)
+        return SlotCounters(*self.words[at : at + 7])
+
+    def drops(self) -> dict[str, int]:
+        """Packets dropped since the start by cause, both workers together; causes seen only."""
+        rows = [self.drops_of(role) for role in ROLES]
+        totals = {cause.name.lower(): sum(row[cause] for row in rows) for cause in Drop}
+        return {name: count for name, count in totals.items() if count}
+
+    def close(self) -> None:
+        """Unmap the memory; nothing may be read afterwards."""
+        self.words.release()
+        self._map.close()
+
+
+def slot_base(slot: int) -> int:
+    """Number of the first word of a slot."""
+    if not 0 <= slot < SLOTS:
+        raise ValueError(f"slot {slot}: must be 0 to {SLOTS - 1}")
+    return _SLOTS_AT + _SLOT_WORDS * slot

@@ -1,0 +1,357 @@
+"""Transports to TUN: receive, open, check, join, write. Control packets go to control."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from jvpnd.core.offloads import Offloads
+from jvpnd.core.wire import HEADER, MAX_CONTROL_LEN, MIN_SEALED_LEN, PacketType, Suite
+from jvpnd.dataplane.counters import (
+    LAST_RX_INDEX,
+    LAST_RX_MS,
+    RX_BYTES,
+    RX_PACKETS,
+    Counters,
+    Drop,
+    monotonic_ms,
+    slot_base,
+)
+from jvpnd.dataplane.messages import Remote, Report, ReportKind, remote_of
+from jvpnd.dataplane.networks import PrefixTable
+from jvpnd.dataplane.seal import Opener
+from jvpnd.dataplane.segment import Frame, Joiner
+
+MAX_RECEIVES: Final = 16  # batches a socket and turn, so that no socket starves the others
+MAX_BATCH: Final = 65536
+MAX_HELD: Final = 128
+MAX_HELD_BYTES: Final = 256 * 1024
+MAX_EXPECTED: Final = 4096
+HOLD_MS: Final = 1000
+ELSEWHERE_EVERY_MS: Final = 20
+ERROR_EVERY_MS: Final = 10
+
+_UDP_GRO: Final = 104  # linux/udp.h
+_DATA: Final = int(PacketType.DATA)
+_CONTROL_TYPES: Final = frozenset(int(kind) for kind in PacketType if kind != PacketType.DATA)
+
+
+@dataclass(slots=True, eq=False)
+class _Binding:
+    """Who may send under a receiver index, and from where it is expected."""
+
+    slot: int
+    counters_at: int
+    key: bytes
+    opener: Opener
+    sources: PrefixTable[bool]
+    socket_id: int
+    remote: Remote | None
+    next_elsewhere_ms: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Inlet:
+    """One transport socket."""
+
+    socket_id: int
+    socket: socket.socket
+    datagrams: bool  # empty reads are datagrams, not the end of a stream
+    next_error_ms: int = 0
+
+
+@dataclass(slots=True)
+class _Held:
+    """A datagram of early data, waiting for its keys."""
+
+    index: int
+    data: bytes
+    socket_id: int
+    remote: Remote
+    until_ms: int
+
+
+class EarlyData:
+    """Datagrams that came before the keys for them, bounded in number, bytes and time."""
+
+    def __init__(self, drops: memoryview) -> None:
+        self._drops = drops
+        self._expected: set[int] = set()
+        self._held: deque[_Held] = deque()
+        self._octets = 0
+
+    def expect(self, index: int) -> None:
+        if len(self._expected) < MAX_EXPECTED:
+            self._expected.add(index)
+
+    def unexpect(self, index: int) -> None:
+        self._expected.discard(index)
+        kept = [held for held in self._held if held.index != index]
+        self._drops[Drop.EARLY_EXPIRED] += len(self._held) - len(kept)
+        self._keep(kept)
+
+    def offer(self, held: _Held) -> Drop | None:
+        """Hold a datagram; why not, if it is not."""
+        if held.index not in self._expected:
+            return Drop.UNKNOWN_INDEX
+        if len(self._held) >= MAX_HELD or self._octets + len(held.data) > MAX_HELD_BYTES:
+            return Drop.EARLY_OVERFLOW
+        self._held.append(held)
+        self._octets += len(held.data)
+        return None
+
+    def take(self, index: int) -> list[_Held]:
+        """The datagrams held for an index, which is expected no longer."""
+        self._expected.discard(index)
+        taken = [held for held in self._held if held.index == index]
+        self._keep([held for held in self._held if held.index != index])
+        return taken
+
+    def expire(self, now_ms: int) -> None:
+        while self._held and self._held[0].until_ms <= now_ms:
+            self._octets -= len(self._held.popleft().data)
+            self._drops[Drop.EARLY_EXPIRED] += 1
+
+    @property
+    def holding(self) -> bool:
+        return bool(self._held)
+
+    def _keep(self, kept: list[_Held]) -> None:
+        self._held = deque(kept)
+        self._octets = sum(len(held.data) for held in kept)
+
+
+class Downlink:
+    """The state of a downlink worker; its methods named after commands carry them out."""
+
+    def __init__(
+        self,
+        tun_fd: int,
+        offloads: Offloads,
+        _lane: int,
+        counters: Counters,
+        report: Callable[[Report], None],
+    ) -> None:
+        self._tun_fd = tun_fd
+        self._offloads = offloads
+        self._report = report
+        self._words = counters.words
+        self._drops = counters.drops_of("downlink")
+        self._inlets: dict[int, _Inlet] = {}  # by socket_id
+        self._bindings: dict[int, _Binding] = {}  # by receiver index
+        self._early = EarlyData(self._drops)
+        self._batch = memoryview(bytearray(MAX_BATCH))
+        self._plain = bytearray(4 * MAX_BATCH)
+        self._plain_view = memoryview(self._plain)
+        self._plain_at = 0
+        self._epoll = select.epoll()
+        self._joiner = Joiner(
+            has_vnet=offloads.vnet,
+            tso=offloads.tso,
+            uso=offloads.uso,
+            emit=self._write,
+            drops=self._drops,
+        )
+        self.commands: dict[str, Callable[..., None]] = {
+            "add_socket": self.add_socket,
+            "remove_socket": self.remove_socket,
+            "bind_receive": self.bind_receive,
+            "release_receive": self.release_receive,
+            "expect": self._early.expect,
+            "unexpect": self._early.unexpect,
+        }
+
+    def add_socket(self, fds: list[int], socket_id: int) -> None:
+        self.remove_socket(socket_id)
+        inlet = socket.socket(fileno=fds.pop())
+        datagrams = inlet.type == socket.SOCK_DGRAM
+        if datagrams and inlet.family != socket.AF_UNIX and self._offloads.udp_gro:
+            inlet.setsockopt(socket.SOL_UDP, _UDP_GRO, 1)
+        self._inlets[socket_id] = _Inlet(socket_id, inlet, datagrams)
+        self._epoll.register(inlet, select.EPOLLIN)
+
+    def remove_socket(self, socket_id: int) -> None:
+        gone = self._inlets.pop(socket_id, None)
+        if gone is not None:
+            if gone.socket.fileno() >= 0:
+                self._epoll.unregister(gone.socket)
+            gone.socket.close()
+
+    def bind_receive(
+        self,
+        slot: int,
+        index: int,
+        suite: int,
+        key: str,
+        networks: list[str],
+        socket_id: int,
+        remote: Remote | None,
+    ) -> None:
+        secret = bytes.fromhex(key)
+        before = self._bindings.get(index)
+        if before is not None and before.key == secret:
+            opener = before.opener  # its replay window goes on
+        else:
+            opener = Opener(Suite(suite), secret, index)
+        sources: PrefixTable[bool] = PrefixTable()
+        sources.set(True, networks)
+        remote = None if remote is None else (remote[0], remote[1])
+        self._bindings[index] = _Binding(
+            slot, slot_base(slot), secret, opener, sources, socket_id, remote
+        )
+        for held in self._early.take(index):
+            data = memoryview(held.data)
+            self._take_batch(data, len(data), held.socket_id, held.remote, monotonic_ms())
+        self._settle()
+
+    def release_receive(self, index: int) -> None:
+        self._bindings.pop(index, None)
+        self._early.unexpect(index)
+
+    def run(self, channel: socket.socket, take_commands: Callable[[], bool]) -> None:
+        """Carry packets until control goes away (`take_commands` says so)."""
+        channel_fd = channel.fileno()
+        self._epoll.register(channel_fd, select.EPOLLIN)
+        while True:
+            ready = self._epoll.poll(HOLD_MS / 4000 if self._early.holding else -1)
+            descriptors = {fd for fd, _events in ready}
+            for inlet in list(self._inlets.values()):
+                if inlet.socket.fileno() in descriptors:
+                    self.drain(inlet)
+            if channel_fd in descriptors and not take_commands():
+                return
+            if self._early.holding:
+                self._early.expire(monotonic_ms())
+
+    def drain(self, inlet: _Inlet) -> None:
+        """Take what a socket has, at most MAX_RECEIVES batches, and write all of it."""
+        into, receive = [self._batch], inlet.socket.recvmsg_into
+        for _ in range(MAX_RECEIVES):
+            now_ms = monotonic_ms()
+            try:
+                size, ancillary, flags, address = receive(into, 64, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if inlet.datagrams:
+                    self._socket_error(inlet, error.errno or 0, now_ms)
+                else:
+                    self._end_of(inlet)
+                break
+            if size == 0 and not inlet.datagrams:
+                self._end_of(inlet)
+                break
+            if flags & socket.MSG_TRUNC:
+                self._drops[Drop.MALFORMED] += 1
+                continue
+            stride = _gro_size(ancillary) or size
+            remote = remote_of(address)
+            self._take_batch(self._batch[:size], stride, inlet.socket_id, remote, now_ms)
+        self._settle()
+
+    def _take_batch(
+        self, batch: memoryview, stride: int, socket_id: int, remote: Remote, now_ms: int
+    ) -> None:
+        """Sort the datagrams of a batch: DATA is opened and joined, the rest goes to control."""
+        size = len(batch)
+        at = 0
+        if not size:
+            self._drops[Drop.MALFORMED] += 1
+        while at < size:
+            end = min(at + stride, size)
+            kind = batch[at]
+            if kind == _DATA and end - at >= MIN_SEALED_LEN:
+                index = HEADER.unpack_from(batch, at)[3]
+                binding = self._bindings.get(index)
+                if binding is not None:
+                    at = self._open(binding, batch, at, stride, socket_id, remote, now_ms)
+                    continue
+                held = _Held(index, bytes(batch[at:end]), socket_id, remote, now_ms + HOLD_MS)
+                reason = self._early.offer(held)
+                if reason is not None:
+                    self._drops[reason] += 1
+            elif kind == _DATA:
+                self._drops[Drop.MALFORMED] += 1
+            elif kind in _CONTROL_TYPES and end - at <= MAX_CONTROL_LEN:
+                payload = bytes(batch[at:end])
+                self._report(Report(ReportKind.PACKET, socket_id, 0, remote, payload))
+            else:
+                self._drops[Drop.UNKNOWN_TYPE] += 1
+            at = end
+
+    def _open(
+        self,
+        binding: _Binding,
+        batch: memoryview,
+        at: int,
+        stride: int,
+        socket_id: int,
+        remote: Remote,
+        now_ms: int,
+    ) -> int:
+        """Open the run of datagrams at `at` and hand it to the joiner; returns where it ended."""
+        joiner = self._joiner
+        if self._plain_at + len(batch) - at > len(self._plain):
+            self._settle()
+        opened, at, self._plain_at = binding.opener.open_run(
+            batch, at, stride, self._plain_view, self._plain_at, self._drops
+        )
+        if not opened:
+            return at
+        words, row = self._words, binding.counters_at
+        words[row + LAST_RX_MS] = now_ms
+        words[row + LAST_RX_INDEX] = binding.opener.index
+        packets, octets = joiner.packets, joiner.octets
+        joiner.feed(binding.sources, self._plain, self._plain_view, opened)
+        words[row + RX_PACKETS] += joiner.packets - packets
+        words[row + RX_BYTES] += joiner.octets - octets
+        if joiner.idle:
+            self._plain_at = 0
+        self._compare_origin(binding, socket_id, remote, now_ms)
+        return at
+
+    def _compare_origin(
+        self, binding: _Binding, socket_id: int, remote: Remote, now_ms: int
+    ) -> None:
+        at_home = socket_id == binding.socket_id and binding.remote in (None, remote)
+        if not at_home and now_ms >= binding.next_elsewhere_ms:
+            binding.next_elsewhere_ms = now_ms + ELSEWHERE_EVERY_MS
+            index = binding.opener.index
+            self._report(Report(ReportKind.FROM_ELSEWHERE, index, socket_id, remote))
+
+    def _settle(self) -> None:
+        """Write what still waits for more slices; the plain text memory is free again."""
+        self._joiner.flush()
+        self._plain_at = 0
+
+    def _write(self, frame: Frame) -> None:
+        try:
+            os.writev(self._tun_fd, frame)
+        except OSError:
+            self._drops[Drop.TUN_WRITE] += 1
+
+    def _socket_error(self, inlet: _Inlet, number: int, now_ms: int) -> None:
+        if now_ms >= inlet.next_error_ms:
+            inlet.next_error_ms = now_ms + ERROR_EVERY_MS
+            self._report(Report(ReportKind.SOCKET_ERROR, inlet.socket_id, number))
+
+    def _end_of(self, inlet: _Inlet) -> None:
+        """The other end of a relay is gone: say so once, and do not look at it again."""
+        if inlet.socket.fileno() >= 0:
+            self._epoll.unregister(inlet.socket)
+            inlet.socket.close()
+            self._report(Report(ReportKind.SOCKET_ERROR, inlet.socket_id, errno.ECONNRESET))
+
+
+def _gro_size(ancillary: list[Any]) -> int:
+    """Size of each datagram in a batch that the kernel joined, 0 if it joined none."""
+    for level, kind, data in ancillary:
+        if level == socket.SOL_UDP and kind == _UDP_GRO:
+            return int.from_bytes(data[:4], "little")
+    return 0

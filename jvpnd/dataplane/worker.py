@@ -1,0 +1,80 @@
+"""A data plane process: `python -m jvpnd.dataplane.worker ROLE CHANNEL_FD COUNTERS_FD PARENT_PID`.
+
+Started by plane.py only. It holds keys and descriptors and nothing else: once it has the TUN it
+gives up every privilege, and it ends with its control process, however that ends.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+
+from jvpnd.core.offloads import Offloads
+from jvpnd.dataplane.counters import Counters, Drop
+from jvpnd.dataplane.downlink import Downlink
+from jvpnd.dataplane.messages import Report, ReportKind, encode_report, receive_command
+from jvpnd.dataplane.privileges import die_with_parent, drop_all
+from jvpnd.dataplane.uplink import Uplink
+
+
+class Channel:
+    """The worker's end of the socket pair to control."""
+
+    def __init__(self, fd: int, drops: memoryview) -> None:
+        self.socket = socket.socket(fileno=fd)
+        self._drops = drops
+        self.commands: dict[str, Callable[..., None]] = {}
+
+    def report(self, report: Report) -> None:
+        """Tell control, without ever waiting for it."""
+        try:
+            self.socket.send(encode_report(report), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            self._drops[Drop.CONTROL_BUSY] += 1
+        except (BrokenPipeError, ConnectionResetError):
+            return  # control is gone; the next read says so
+
+    def take_commands(self) -> bool:
+        """Carry out every command that waits; False once control is gone."""
+        while True:
+            try:
+                command = receive_command(self.socket)
+            except BlockingIOError:
+                return True
+            except ConnectionResetError:
+                return False
+            if command is None:
+                return False
+            name, arguments, fds = command
+            if fds:
+                arguments["fds"] = fds
+            self.commands[name](**arguments)
+
+
+def main(role: str, channel_fd: int, counters_fd: int, parent: int) -> None:
+    """Run a worker until control goes away."""
+    for noise in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(noise, signal.SIG_IGN)  # control decides when this ends, and sees to it
+    counters = Counters(counters_fd)
+    os.close(counters_fd)
+    channel = Channel(channel_fd, counters.drops_of(role))
+    started = receive_command(channel.socket)
+    if started is None:
+        return
+    _name, arguments, (tun_fd,) = started
+    kind = Uplink if role == "uplink" else Downlink
+    offloads = Offloads(**arguments["offloads"])
+    worker = kind(tun_fd, offloads, arguments["lane"], counters, channel.report)
+    channel.commands = worker.commands
+    drop_all()
+    die_with_parent(parent)
+    channel.report(Report(ReportKind.READY))
+    channel.socket.setblocking(False)
+    worker.run(channel.socket, channel.take_commands)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
