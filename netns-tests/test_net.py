@@ -161,7 +161,7 @@ def test_a_listener_on_both_versions_hears_both() -> None:
 @in_namespace
 def test_a_listen_address_that_is_taken_or_not_here_is_named() -> None:
     with open_listen_socket("127.0.0.1", 7700), open_listen_socket("::1", 7700):
-        with pytest.raises(ListenError, match=r"\[::1\]:7700: another program has this port"):
+        with pytest.raises(ListenError, match=r"^cannot listen on UDP \[::1\]:7700: another"):
             open_listen_socket("::1", 7700)
         with pytest.raises(ListenError, match=r"192\.0\.2\.1:7700: this host has no such address"):
             open_listen_socket("192.0.2.1", 7700)

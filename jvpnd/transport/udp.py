@@ -18,11 +18,18 @@ _SO_RCVBUFFORCE = 33
 _UDP_GRO = 104  # linux/udp.h
 
 
-class PathError(OSError):
+class SocketError(OSError):
+    """A socket that could not be opened: `errno` of the kernel, and a sentence."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+class PathError(SocketError):
     """A path has no socket now: its uplink, source address or route is gone."""
 
 
-class ListenError(OSError):
+class ListenError(SocketError):
     """The gateway cannot listen there: the port is taken or the address is not on this host."""
 
 
