@@ -1,0 +1,322 @@
+"""The client's shell: sockets for paths, the data plane and the host's network around the agent."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import logging
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+
+from jvpnd.config import Config, Endpoint
+from jvpnd.core.client import ClientAgent, Identity
+from jvpnd.core.effects import (
+    BindReceive,
+    BindSend,
+    Expect,
+    PauseTun,
+    ReleaseReceive,
+    ReleaseSend,
+    SaveTimestamp,
+    Send,
+    SessionDown,
+    SessionUp,
+    Unexpect,
+)
+from jvpnd.core.path import PathInfo
+from jvpnd.core.watch import Traffic
+from jvpnd.dataplane.plane import DataPlane
+from jvpnd.host import SystemEntropy, has_aes, now_ms, wall_ms
+from jvpnd.net.links import LinkWatcher, Uplink
+from jvpnd.net.routes import HostNetwork
+from jvpnd.net.tun import Tun
+from jvpnd.observe.log import EventLog
+from jvpnd.shell import CoreDriver, Serializer
+from jvpnd.transport.udp import PathError, open_path_socket
+
+_log = logging.getLogger("jvpnd")
+
+SLOT = 0  # a client has one session at a time
+ANYWHERE = ("0.0.0.0/0", "::/0")
+RESOLVE_RETRY_S = 5.0
+SOCKET_RETRY_S = 1.0
+# The host itself cannot send: certain. Everything else may be one router's mood: a suspicion.
+_CERTAIN = {errno.ENETDOWN, errno.ENODEV, errno.ENXIO, errno.EADDRNOTAVAIL, errno.ENETUNREACH}
+_BUSY = {errno.EAGAIN, errno.ENOBUFS, errno.EMSGSIZE}
+
+
+@dataclass(slots=True)
+class _OpenPath:
+    info: PathInfo
+    socket_id: int
+    sock: socket.socket
+    source: str
+
+
+class ClientShell:
+    """Runs one ClientAgent; implements the data plane's observer."""
+
+    def __init__(
+        self, config: Config, tun: Tun, network: HostNetwork, events: EventLog, runtime: FilePath
+    ) -> None:
+        assert config.gateway is not None
+        self.config = config
+        self._gateway = config.gateway
+        self._tun = tun
+        self._network = network
+        self._timestamp_file = runtime / "handshake.json"
+        now = now_ms()
+        self.agent = ClientAgent(
+            Identity(
+                config.node,
+                config.private_key,
+                config.gateway.public_key,
+                config.gateway.preshared_key,
+                has_aes(),
+            ),
+            config.policy,
+            SystemEntropy(),
+            wall_ms() - now,
+            self._load_timestamp(),
+        )
+        self.driver = CoreDriver(
+            self.agent,
+            events,
+            {
+                Send: self._send,
+                BindSend: self._bind_send,
+                BindReceive: self._bind_receive,
+                ReleaseSend: lambda _: self.plane.release_send(SLOT),
+                ReleaseReceive: lambda e: self.plane.release_receive(e.index),
+                Expect: lambda e: self.plane.expect(e.index),
+                Unexpect: lambda e: self.plane.unexpect(e.index),
+                PauseTun: lambda e: self.plane.pause(e.paused),
+                SessionUp: self._session_up,
+                SessionDown: lambda _: None,  # addresses and routes stay: nothing leaks past the TUN
+                SaveTimestamp: self._save_timestamp,
+            },
+            self._sample,
+        )
+        self.plane: DataPlane
+        self._watcher = LinkWatcher(config.uplinks, {tun.name}, self._uplinks_changed)
+        self._uplinks: dict[str, Uplink] = {}
+        self._endpoints: list[Endpoint] = []
+        self._open: dict[str, _OpenPath] = {}
+        self._by_socket: dict[int, str] = {}
+        self._next_socket = 1
+        self._changes = Serializer()
+        self._resolver: asyncio.Task[None] | None = None
+        self._retry: asyncio.TimerHandle | None = None
+
+    async def start(self) -> None:
+        """Bring up the data plane, then watch the uplinks; the session follows by itself."""
+        self.plane = await DataPlane.start(self._tun.fd, self._tun.offloads, self)
+        self.plane.pause(True)
+        self.plane.set_routes(SLOT, ANYWHERE)
+        await self._network.configure((), self.config.interface.mtu)
+        await self._watcher.start()
+        self._uplinks = self._watcher.uplinks()
+        self._resolver = asyncio.create_task(self._resolve())
+        self.driver.pump()
+
+    async def stop(self) -> None:
+        """Say goodbye, then close everything that is ours but the host's network and the TUN."""
+        self.agent.terminate(now_ms())
+        self.driver.pump()
+        self.driver.stop()
+        if self._resolver is not None:
+            self._resolver.cancel()
+        if self._retry is not None:
+            self._retry.cancel()
+        await self._watcher.close()
+        await self._changes.close()
+        await self.plane.close()
+        for path in self._open.values():
+            path.sock.close()
+
+    # --- paths ---
+
+    async def _resolve(self) -> None:
+        """Turn host names into addresses; tried again until every name has answered."""
+        loop = asyncio.get_running_loop()
+        while True:
+            found: list[Endpoint] = []
+            failed = False
+            for endpoint in self._gateway.endpoints:
+                try:
+                    rows = await loop.getaddrinfo(
+                        endpoint.address, endpoint.port, type=socket.SOCK_DGRAM
+                    )
+                except socket.gaierror as error:
+                    failed = True
+                    _log.warning("cannot resolve %s: %s", endpoint.address, error)
+                    continue
+                found += [
+                    Endpoint(endpoint.transport, str(row[4][0]), endpoint.port) for row in rows
+                ]
+            if found != self._endpoints:
+                self._endpoints = found
+                self._refresh_paths()
+            if not failed:
+                return
+            await asyncio.sleep(RESOLVE_RETRY_S)
+
+    def _uplinks_changed(self, uplinks: dict[str, Uplink]) -> None:
+        self._uplinks = uplinks
+        self._refresh_paths()
+
+    def _refresh_paths(self) -> None:
+        """Make the open paths those of the present uplinks and endpoints; losses first."""
+        wanted = self._wanted()
+        for path_id, path in list(self._open.items()):
+            source = wanted[path_id][1] if path_id in wanted else None
+            if source != path.source:
+                self._close_path(path_id, "uplink lost" if source is None else "address changed")
+        for path_id, (info, source, endpoint) in wanted.items():
+            if path_id not in self._open:
+                self._open_path(info, source, endpoint)
+        self.driver.pump()
+
+    def _wanted(self) -> dict[str, tuple[PathInfo, str, Endpoint]]:
+        found = {}
+        for uplink in self._uplinks.values():
+            for endpoint in self._endpoints:
+                source = uplink.ipv6 if ":" in endpoint.address else uplink.ipv4
+                if source is None:
+                    continue
+                remote = _text(endpoint.address, endpoint.port)
+                path_id = f"{uplink.name}/{endpoint.transport}/{remote}"
+                info = PathInfo(path_id, endpoint.transport, uplink.name, source, remote)
+                found[path_id] = (info, source, endpoint)
+        return found
+
+    def _open_path(self, info: PathInfo, source: str, endpoint: Endpoint) -> None:
+        remote = (endpoint.address, endpoint.port)
+        try:
+            sock = open_path_socket(info.uplink, source, remote, self._network.fwmark)
+        except PathError as error:
+            _log.info("%s", error)
+            if self._retry is None:
+                loop = asyncio.get_running_loop()
+                self._retry = loop.call_later(SOCKET_RETRY_S, self._retry_paths)
+            return
+        socket_id, self._next_socket = self._next_socket, self._next_socket + 1
+        self._open[info.id] = _OpenPath(info, socket_id, sock, source)
+        self._by_socket[socket_id] = info.id
+        self.plane.add_socket(socket_id, sock.fileno())
+        self.agent.path_added(now_ms(), info)
+
+    def _retry_paths(self) -> None:
+        self._retry = None
+        self._refresh_paths()
+
+    def _close_path(self, path_id: str, why: str) -> None:
+        path = self._open.pop(path_id)
+        del self._by_socket[path.socket_id]
+        self.agent.path_removed(now_ms(), path_id, why)
+        self.plane.remove_socket(path.socket_id)
+        path.sock.close()
+
+    # --- the data plane's observer ---
+
+    def packet_received(self, socket_id: int, remote: tuple[str, int], data: bytes) -> None:
+        path_id = self._by_socket.get(socket_id)
+        if path_id is not None:
+            self.agent.packet_received(now_ms(), path_id, data)
+            self.driver.pump()
+
+    def heard_from_elsewhere(self, index: int, socket_id: int, remote: tuple[str, int]) -> None:
+        """DATA of the session over a path that is not bound: it drains, nothing to do."""
+
+    def socket_failed(self, socket_id: int, errno: int) -> None:
+        path_id = self._by_socket.get(socket_id)
+        if path_id is not None:
+            self._failed(path_id, errno)
+            self.driver.pump()
+
+    def send_failed(self, slot: int, errno: int) -> None:
+        bound = self.agent.bound
+        if bound is not None and errno not in _BUSY:
+            self._failed(bound.id, errno)
+            self.driver.pump()
+
+    def worker_died(self, name: str) -> None:
+        """Its keys are gone: a new epoch, explicitly."""
+        _log.error("the %s worker died and was started again", name)
+        self.plane.set_routes(SLOT, ANYWHERE)
+        if self.agent.bound is not None:
+            self.agent.path_failed(now_ms(), self.agent.bound.id, f"{name} worker died", True)
+        self.driver.pump()
+
+    def _failed(self, path_id: str, code: int) -> None:
+        why = f"{errno.errorcode.get(code, code)}: {os.strerror(code)}"
+        self.agent.path_failed(now_ms(), path_id, why, code in _CERTAIN)
+
+    # --- effects ---
+
+    def _send(self, effect: Send) -> None:
+        path = self._open.get(str(effect.to))
+        if path is None:
+            return
+        try:
+            path.sock.send(effect.data)
+        except OSError as error:
+            if error.errno not in _BUSY:
+                self._failed(path.info.id, error.errno or errno.EIO)
+
+    def _bind_send(self, effect: BindSend) -> None:
+        path = self._open.get(str(effect.to))
+        if path is not None:
+            self.plane.bind_send(
+                SLOT, effect.index, effect.suite, effect.key, path.socket_id, None
+            )
+
+    def _bind_receive(self, effect: BindReceive) -> None:
+        path = self._open.get(str(effect.to))
+        if path is not None:
+            self.plane.bind_receive(
+                SLOT, effect.index, effect.suite, effect.key, ANYWHERE, path.socket_id, None
+            )
+
+    def _session_up(self, effect: SessionUp) -> None:
+        routes = self.config.routes
+
+        async def configure() -> None:
+            await self._network.configure(effect.addresses, self.config.interface.mtu)
+            await self._network.route(routes.mode, routes.networks)
+
+        self._changes.submit(configure)
+
+    def _sample(self, now: float) -> None:
+        if self.agent.bound is None:
+            return
+        counters = self.plane.slot_counters(SLOT)
+        self.agent.traffic(
+            now,
+            Traffic(
+                counters.tx_packets,
+                counters.last_tx_ms,
+                counters.rx_packets,
+                counters.last_rx_ms,
+                counters.last_rx_index,
+            ),
+        )
+
+    def _load_timestamp(self) -> int:
+        try:
+            value = json.loads(self._timestamp_file.read_text())["timestamp"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0
+        return value if isinstance(value, int) else 0
+
+    def _save_timestamp(self, effect: SaveTimestamp) -> None:
+        fresh = self._timestamp_file.with_suffix(".new")
+        fresh.write_text(json.dumps({"timestamp": effect.value}))
+        fresh.replace(self._timestamp_file)
+
+
+def _text(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

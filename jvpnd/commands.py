@@ -1,0 +1,112 @@
+"""What `jvpnctl` can ask of a running daemon: one handler a command."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from jvpnd import status
+from jvpnd.client import ClientShell
+from jvpnd.control.server import Handler, Refused
+from jvpnd.core.policy import Policy
+from jvpnd.gateway import GatewayShell
+from jvpnd.host import now_ms
+from jvpnd.net.tun import Tun
+from jvpnd.observe.log import EventLog
+
+Args = Mapping[str, Any]
+
+
+def client_handlers(shell: ClientShell, tun: Tun, events: EventLog) -> dict[str, Handler]:
+    """The commands of a client."""
+
+    def sessions(_: Args) -> list[Any]:
+        session = status.client_session(shell.agent)
+        return [] if session is None else [session]
+
+    def switch(args: Args) -> Any:
+        wanted = args.get("path")
+        if wanted is not None and not isinstance(wanted, str):
+            raise Refused("USAGE", "path must be a path id or null")
+        refusal = shell.agent.switch(now_ms(), wanted)
+        shell.driver.pump()
+        if refusal is not None:
+            raise Refused(str(refusal.reason), refusal.message)
+        return status.client_session(shell.agent)
+
+    def terminate(args: Args) -> Any:
+        session = shell.agent.session
+        held = session.id.hex() if session and session.id else ""
+        if args.get("id") != held:
+            raise Refused("SESSION_NOT_FOUND", f"no session {args.get('id')}; here: {held or '-'}")
+        refusal = shell.agent.terminate(now_ms())
+        shell.driver.pump()
+        if refusal is not None:
+            raise Refused(str(refusal.reason), refusal.message)
+        return {"terminated": held}
+
+    return {
+        "status": _plain(lambda _: status.client_status(shell, tun)),
+        "sessions": _plain(sessions),
+        "paths": _plain(lambda _: status.client_paths(shell.agent)),
+        "switch": _plain(switch),
+        "terminate": _plain(terminate),
+        **_common(lambda: shell.agent.policy, events),
+    }
+
+
+def gateway_handlers(shell: GatewayShell, tun: Tun, events: EventLog) -> dict[str, Handler]:
+    """The commands of a gateway."""
+
+    def no_paths(_: Args) -> Any:
+        raise Refused("WRONG_ROLE", "a gateway has no paths of its own: ask the client")
+
+    def terminate(args: Args) -> Any:
+        try:
+            session_id = bytes.fromhex(str(args.get("id")))
+        except ValueError:
+            raise Refused("USAGE", "id must be hexadecimal") from None
+        if not shell.core.terminate(now_ms(), session_id):
+            raise Refused("SESSION_NOT_FOUND", f"no session {args.get('id')}")
+        shell.driver.pump()
+        return {"terminated": session_id.hex()}
+
+    return {
+        "status": _plain(lambda _: status.gateway_status(shell, tun)),
+        "sessions": _plain(lambda _: status.gateway_sessions(shell)),
+        "paths": _plain(no_paths),
+        "switch": _plain(no_paths),
+        "terminate": _plain(terminate),
+        **_common(lambda: shell.core.policy, events),
+    }
+
+
+def _common(policy: Callable[[], Policy], events: EventLog) -> dict[str, Handler]:
+    def recent(args: Args) -> list[Any]:
+        return list(events.recent(session_id=args.get("id") or args.get("session")))
+
+    async def stream(args: Args) -> AsyncIterator[Any]:
+        session = args.get("session")
+        limit = args.get("limit")
+        past = list(events.recent(session_id=session))
+        with events.subscribe() as coming:
+            for event in past[-limit:] if isinstance(limit, int) and limit > 0 else past:
+                yield event
+            if args.get("follow"):
+                async for event in coming:
+                    if session is None or event["session_id"] == session:
+                        yield event
+
+    return {
+        "policy": _plain(lambda _: asdict(policy())),
+        "timeline": _plain(recent),
+        "events": stream,
+    }
+
+
+def _plain(answer: Callable[[Args], Any]) -> Callable[[Args], Awaitable[Any]]:
+    async def handler(args: Args) -> Any:
+        return answer(args)
+
+    return handler

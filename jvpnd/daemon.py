@@ -1,0 +1,91 @@
+"""The life of `jvpnd`: set up in order, serve until SIGTERM, take down in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from jvpnd import commands
+from jvpnd.client import ClientShell
+from jvpnd.config import Config, ConfigError, load
+from jvpnd.control.server import AlreadyRunning, ControlServer
+from jvpnd.dataplane.plane import DataPlaneError
+from jvpnd.gateway import GatewayShell
+from jvpnd.host import notify, wall_ms
+from jvpnd.net.errors import MissingFeature
+from jvpnd.net.routes import HostNetwork
+from jvpnd.net.tun import open_tun
+from jvpnd.observe.log import EventLog
+from jvpnd.store.table import MemoryTable
+from jvpnd.transport.udp import ListenError
+
+EXIT_OK = 0
+EXIT_CONFIG = 2
+EXIT_FEATURE = 3
+_log = logging.getLogger("jvpnd")
+
+
+def run(config_file: Path, runtime: Path, check_only: bool) -> int:
+    """Run the daemon in the foreground; returns its exit status (docs/cli.md)."""
+    try:
+        config = load(config_file)
+        if check_only:
+            print(f"{config_file}: ok: {config.role} {config.node}")
+            return EXIT_OK
+        _require_root()
+        asyncio.run(_serve(config, runtime))
+    except (ConfigError, ListenError, AlreadyRunning) as error:
+        print(f"jvpnd: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+    except (MissingFeature, DataPlaneError) as error:
+        print(f"jvpnd: {error}", file=sys.stderr)
+        return EXIT_FEATURE
+    return EXIT_OK
+
+
+def _require_root() -> None:
+    if os.geteuid() != 0:
+        raise MissingFeature("must run as root: it creates a TUN device, routes and sockets")
+
+
+async def _serve(config: Config, runtime: Path) -> None:
+    """Everything that is entered here is left in reverse order, whatever happens."""
+    runtime.mkdir(mode=0o755, parents=True, exist_ok=True)
+    events = EventLog(config.node, wall_ms)
+    async with contextlib.AsyncExitStack() as stack:
+        stopped = _stop_signal()
+        socket_file = runtime / "control.sock"
+        server = ControlServer(socket_file)
+        await server.start()
+        stack.push_async_callback(server.close)
+        tun = open_tun(config.interface.name)
+        stack.callback(os.close, tun.fd)
+        network = HostNetwork(tun.name, runtime)
+        await network.clean_stale()
+        stack.push_async_callback(network.remove)
+        shell: ClientShell | GatewayShell
+        if config.role == "client":
+            shell = ClientShell(config, tun, network, events, runtime)
+            server.handlers = commands.client_handlers(shell, tun, events)
+        else:
+            shell = GatewayShell(config, tun, network, events, MemoryTable())
+            server.handlers = commands.gateway_handlers(shell, tun, events)
+        stack.push_async_callback(shell.stop)
+        await shell.start()
+        _log.info("%s %s is up on %s", config.role, config.node, tun.name)
+        notify("READY=1")
+        await stopped.wait()
+        notify("STOPPING=1")
+        _log.info("stopping")
+
+
+def _stop_signal() -> asyncio.Event:
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    return stopped

@@ -1,0 +1,49 @@
+"""What the shell takes from the operating system for the core: time, entropy, CPU, readiness."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PublicKey
+
+
+def now_ms() -> float:
+    """CLOCK_MONOTONIC in ms: the clock of the core and of the data plane's counters."""
+    return time.monotonic_ns() / 1e6
+
+
+def wall_ms() -> int:
+    """Milliseconds since the epoch, for events."""
+    return time.time_ns() // 1_000_000
+
+
+class SystemEntropy:
+    """The kernel's random source, and encapsulation, which draws from it too."""
+
+    def draw(self, count: int) -> bytes:
+        return os.urandom(count)
+
+    def encapsulate(self, public_key: bytes) -> tuple[bytes, bytes]:
+        """ML-KEM-768: (shared secret, ciphertext); ValueError for a malformed key."""
+        return MLKEM768PublicKey.from_public_bytes(public_key).encapsulate()
+
+
+def has_aes() -> bool:
+    """Whether the CPU has AES instructions; without them ChaCha20-Poly1305 is faster."""
+    words = Path("/proc/cpuinfo").read_text().split()
+    return "aes" in words or "pmull" in words
+
+
+def notify(state: str) -> None:
+    """Tell the service manager (sd_notify(3)); nothing happens where there is none."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notifier:
+        notifier.connect(address)
+        notifier.send(state.encode())

@@ -1,0 +1,127 @@
+"""What the client's and the gateway's shell have in common: core in the middle, timer, events."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from jvpnd.core.effects import Effect, Emit
+from jvpnd.core.policy import Policy
+from jvpnd.host import now_ms
+from jvpnd.observe.log import EventLog
+
+_log = logging.getLogger("jvpnd")
+
+
+class Core(Protocol):
+    """Both cores look like this from outside."""
+
+    policy: Policy
+
+    def drain(self) -> list[Effect]: ...
+    def next_timer_ms(self, now_ms: float) -> float: ...
+    def timer(self, now_ms: float) -> None: ...
+
+
+class CoreDriver:
+    """Runs a core: performs its effects in order after every input and wakes it when it wants."""
+
+    def __init__(
+        self,
+        core: Core,
+        events: EventLog,
+        perform: Mapping[type, Callable[..., None]],
+        before_timer: Callable[[float], None],
+    ) -> None:
+        self._core = core
+        self._events = events
+        self._perform = {**perform, Emit: self._emit}
+        self._before_timer = before_timer
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self._pumping = False
+
+    def pump(self) -> None:
+        """Perform what the core wants done. Inputs made meanwhile are taken in the same turn."""
+        if self._pumping:
+            return
+        self._pumping = True
+        try:
+            while effects := self._core.drain():
+                for effect in effects:
+                    self._perform[type(effect)](effect)
+        finally:
+            self._pumping = False
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        now = now_ms()
+        delay_s = (self._core.next_timer_ms(now) - now) / 1000
+        self._timer = self._loop.call_later(delay_s, self._wake)
+
+    def _wake(self) -> None:
+        self._timer = None
+        now = now_ms()
+        self._before_timer(now)
+        self._core.timer(now)
+        self.pump()
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _emit(self, event: Emit) -> None:
+        written = self._events.append(
+            event_type=event.event_type,
+            session_id=event.session_id.hex() if event.session_id else None,
+            client=event.client,
+            from_state=event.from_state,
+            to_state=event.to_state,
+            reason=str(event.reason) if event.reason else None,
+            state_version=event.state_version,
+            policy_version=self._core.policy.version,
+            details=dict(event.details),
+        )
+        if event.event_type in ("STATE_CHANGE", "SECURITY_EVENT", "SESSION_CREATED"):
+            _log.info("%s", describe(written))
+
+
+def describe(event: Mapping[str, object]) -> str:
+    """One event as one line of the log."""
+    moved = f" {event['from']} -> {event['to']}" if event.get("to") else ""
+    session = str(event.get("session_id") or "-")[:8]
+    details = event.get("details")
+    rest = " ".join(f"{k}={v}" for k, v in details.items()) if isinstance(details, dict) else ""
+    words = f"{event['event_type']}{moved} {event.get('reason') or ''}"
+    return f"{words.strip()} session={session} {rest}".rstrip()
+
+
+class Serializer:
+    """Runs asynchronous host-network changes one at a time, in order."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[Callable[[], object]] = asyncio.Queue()
+        self._task = asyncio.create_task(self._run())
+
+    def submit(self, change: Callable[[], object]) -> None:
+        """`change` returns an awaitable; a host that refuses it is told of in the log."""
+        self._queue.put_nowait(change)
+
+    async def _run(self) -> None:
+        while True:
+            change = await self._queue.get()
+            try:
+                await change()  # type: ignore[misc]
+            except OSError as error:
+                _log.error("the host's network refused a change: %s", error)
+
+    async def close(self) -> None:
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task

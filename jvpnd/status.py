@@ -1,0 +1,151 @@
+"""The JSON that `jvpnctl` gets: what a session, a path and the whole daemon look like."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from jvpnd.client import SLOT, ClientShell
+from jvpnd.core.client import ClientAgent
+from jvpnd.core.path import Path
+from jvpnd.core.peer import Peer
+from jvpnd.core.session import Session
+from jvpnd.core.states import State
+from jvpnd.dataplane.plane import DataPlane
+from jvpnd.gateway import GatewayShell
+from jvpnd.host import now_ms
+from jvpnd.net.tun import Tun
+
+Json = dict[str, Any]
+
+
+def _age(since_ms: float | None, now: float) -> int | None:
+    return None if since_ms is None else max(0, round(now - since_ms))
+
+
+def _session(session: Session, binding: Json | None, now: float) -> Json:
+    attached = session.attached_since_ms
+    return {
+        "id": session.id.hex() if session.id else None,
+        "state": str(session.state),
+        "state_version": session.state_version,
+        "epoch": session.epoch,
+        "attached_since_ms": _age(attached or None, now),
+        "age_ms": _age(session.created_ms, now),
+        "switches": session.switches,
+        "rekeys": session.rekeys,
+        "suite": session.suite.name,
+        "inner_addresses": list(session.addresses),
+        "binding": binding,
+    }
+
+
+def _path(path: Path, bound: Path | None, now: float) -> Json:
+    srtt = path.rtt.srtt_ms
+    state = "down" if path.died_ms is not None else "up" if path.heard_ms is not None else "new"
+    return {
+        "id": path.id,
+        "transport": path.info.transport,
+        "uplink": path.info.uplink,
+        "local": path.info.local,
+        "remote": path.info.remote,
+        "state": "bound" if path is bound else state,
+        "rtt_ms": None if srtt is None else round(srtt, 2),
+        "loss": round(path.loss_ratio(now), 3),
+        "jitter_ms": round(path.jitter.jitter_ms, 2),
+        "last_heard_ms": _age(path.heard_ms, now),
+    }
+
+
+def _traffic(plane: DataPlane, slots: list[int], control_drops: dict[str, int]) -> Json:
+    rows = [plane.slot_counters(slot) for slot in slots]
+    return {
+        "tx_bytes": sum(row.tx_bytes for row in rows),
+        "rx_bytes": sum(row.rx_bytes for row in rows),
+        "tx_packets": sum(row.tx_packets for row in rows),
+        "rx_packets": sum(row.rx_packets for row in rows),
+        "dropped": {**plane.drops(), **control_drops},
+    }
+
+
+def client_paths(agent: ClientAgent) -> list[Json]:
+    """Every candidate, the bound one first."""
+    now = now_ms()
+    rows = sorted(agent.paths.values(), key=lambda path: (path is not agent.bound, path.id))
+    return [_path(path, agent.bound, now) for path in rows]
+
+
+def client_session(agent: ClientAgent) -> Json | None:
+    session, bound = agent.session, agent.bound
+    if session is None:
+        return None
+    binding = None
+    if bound is not None:
+        binding = {
+            "path": bound.id,
+            "transport": bound.info.transport,
+            "uplink": bound.info.uplink,
+            "local": bound.info.local,
+            "remote": bound.info.remote,
+        }
+    return _session(session, binding, now_ms())
+
+
+def client_status(shell: ClientShell, tun: Tun) -> Json:
+    agent = shell.agent
+    return {
+        "role": "client",
+        "node": shell.config.node,
+        "state": str(agent.session.state) if agent.session else str(State.BIRTH),
+        "session": client_session(agent),
+        "resting": agent.is_resting,
+        "paths": client_paths(agent),
+        "traffic": _traffic(shell.plane, [SLOT], agent.dropped),
+        "policy_version": agent.policy.version,
+        "interface": tun.name,
+        "offloads": asdict(tun.offloads),
+    }
+
+
+def gateway_session(shell: GatewayShell, peer: Peer) -> Json:
+    binding = {
+        "path": f"{peer.transport}/{peer.origin}",
+        "transport": peer.transport,
+        "uplink": None,
+        "local": shell.listening[peer.origin.socket_id],
+        "remote": str(peer.origin),
+    }
+    now = now_ms()
+    row = _session(peer.session, binding, now)
+    assert peer.session.id is not None
+    slot = shell.slots.get(peer.session.id)
+    row |= {
+        "client": peer.entry.name,
+        "owner": shell.config.node,
+        "last_heard_ms": _age(peer.heard_ms, now),
+        "traffic": _traffic(shell.plane, [] if slot is None else [slot], {}),
+    }
+    row["traffic"].pop("dropped")
+    return row
+
+
+def gateway_sessions(shell: GatewayShell) -> list[Json]:
+    peers = sorted(shell.core.sessions.values(), key=lambda peer: peer.entry.name)
+    return [gateway_session(shell, peer) for peer in peers]
+
+
+def gateway_status(shell: GatewayShell, tun: Tun) -> Json:
+    return {
+        "role": "gateway",
+        "node": shell.config.node,
+        "state": "LISTENING",
+        "listen": list(shell.listening.values()),
+        "session": None,
+        "sessions": gateway_sessions(shell),
+        "clients_configured": len(shell.config.clients),
+        "paths": [],
+        "traffic": _traffic(shell.plane, list(shell.slots.values()), shell.core.dropped),
+        "policy_version": shell.core.policy.version,
+        "interface": tun.name,
+        "offloads": asdict(tun.offloads),
+    }

@@ -1,0 +1,1 @@
+"""The session table: who owns which session, in which version."""
