@@ -1,0 +1,1 @@
+"""The control socket: how jvpnctl and a running daemon talk (docs/cli.md)."""

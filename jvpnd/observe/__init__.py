@@ -1,0 +1,1 @@
+"""Watching: the event log, and what is made of it."""
