@@ -221,11 +221,11 @@ class Downlink:
         while True:
             ready = self._epoll.poll(HOLD_MS / 4000 if self._early.holding else -1)
             descriptors = {fd for fd, _events in ready}
+            if channel_fd in descriptors and not take_commands():  # first: keys before packets
+                return
             for inlet in list(self._inlets.values()):
                 if inlet.socket.fileno() in descriptors:
                     self.drain(inlet)
-            if channel_fd in descriptors and not take_commands():
-                return
             if self._early.holding:
                 self._early.expire(monotonic_ms())
 
