@@ -10,6 +10,7 @@ import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path as FilePath
+from typing import cast
 
 from jvpnd.config import Config, Endpoint
 from jvpnd.core.client import ClientAgent, Identity
@@ -31,7 +32,7 @@ from jvpnd.core.watch import Traffic
 from jvpnd.dataplane.plane import DataPlane
 from jvpnd.host import SystemEntropy, has_aes, now_ms, wall_ms
 from jvpnd.net.links import LinkWatcher, Uplink
-from jvpnd.net.routes import HostNetwork
+from jvpnd.net.routes import HostNetwork, Mode
 from jvpnd.net.tun import Tun
 from jvpnd.observe.log import EventLog
 from jvpnd.shell import CoreDriver, Serializer
@@ -95,7 +96,7 @@ class ClientShell:
                 Unexpect: lambda e: self.plane.unexpect(e.index),
                 PauseTun: lambda e: self.plane.pause(e.paused),
                 SessionUp: self._session_up,
-                SessionDown: lambda _: None,  # addresses and routes stay: nothing leaks past the TUN
+                SessionDown: lambda _: None,  # addresses and routes stay: nothing leaks
                 SaveTimestamp: self._save_timestamp,
             },
             self._sample,
@@ -283,10 +284,11 @@ class ClientShell:
 
     def _session_up(self, effect: SessionUp) -> None:
         routes = self.config.routes
+        mode = cast(Mode, routes.mode)
 
         async def configure() -> None:
             await self._network.configure(effect.addresses, self.config.interface.mtu)
-            await self._network.route(routes.mode, routes.networks)
+            await self._network.route(mode, routes.networks)
 
         self._changes.submit(configure)
 

@@ -38,6 +38,7 @@ def run(config_file: Path, runtime: Path, check_only: bool) -> int:
             print(f"{config_file}: ok: {config.role} {config.node}")
             return EXIT_OK
         _require_root()
+        runtime.mkdir(mode=0o755, parents=True, exist_ok=True)
         asyncio.run(_serve(config, runtime))
     except (ConfigError, ListenError, AlreadyRunning) as error:
         print(f"jvpnd: {error}", file=sys.stderr)
@@ -55,7 +56,6 @@ def _require_root() -> None:
 
 async def _serve(config: Config, runtime: Path) -> None:
     """Everything that is entered here is left in reverse order, whatever happens."""
-    runtime.mkdir(mode=0o755, parents=True, exist_ok=True)
     events = EventLog(config.node, wall_ms)
     async with contextlib.AsyncExitStack() as stack:
         stopped = _stop_signal()

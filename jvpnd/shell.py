@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from jvpnd.core.effects import Effect, Emit
 from jvpnd.core.policy import Policy
@@ -33,12 +33,12 @@ class CoreDriver:
         self,
         core: Core,
         events: EventLog,
-        perform: Mapping[type, Callable[..., None]],
+        perform: Mapping[type[Effect], Callable[[Any], None]],
         before_timer: Callable[[float], None],
     ) -> None:
         self._core = core
         self._events = events
-        self._perform = {**perform, Emit: self._emit}
+        self._perform: dict[type, Callable[[Any], None]] = {**perform, Emit: self._emit}
         self._before_timer = before_timer
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
