@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jvpnd.core.wire import HEADER, MIN_SEALED_LEN, PacketType, Suite, data_nonce
+from jvpnd.core.wire import HEADER, MAX_COUNTER, MIN_SEALED_LEN, PacketType, Suite, data_nonce
 from jvpnd.dataplane.counters import Drop
 from jvpnd.dataplane.seal import MAX_LANES, Opener, Sealer, cipher
 
@@ -94,6 +94,14 @@ def test_lanes_are_bounded() -> None:
     opener = Counted()
     packet = seal(Sealer(Suite.AES_256_GCM, KEY, 9, MAX_LANES), b"x")[0]
     assert opener.open(packet)[0] == []
+    assert opener.dropped == {"MALFORMED": 1}
+
+
+def test_counter_beyond_the_limit_is_refused_however_well_sealed() -> None:
+    sealer = Sealer(Suite.AES_256_GCM, KEY, 9, 0)
+    sealer.counter = MAX_COUNTER
+    opener = Counted()
+    assert opener.open(seal(sealer, b"x")[0])[0] == []
     assert opener.dropped == {"MALFORMED": 1}
 
 

@@ -378,6 +378,16 @@ def test_malformed_slice_is_dropped(spoil) -> None:  # type: ignore[no-untyped-d
     assert receiver.dropped == {"MALFORMED": 1}
 
 
+def test_full_slices_at_or_beyond_the_end_are_dropped_without_the_last_flag() -> None:
+    first, second, third = plain_segments(build())  # three full slices
+    third = bytes([FLAG_SEGMENT]) + third[1:]
+    fourth = third[:1] + b"\x03\x00" + third[3:]
+    receiver = Receiver()
+    receiver.plain(first, second, third, fourth)
+    assert [len(on_the_wire(frame)) for frame in receiver.frames] == [2]
+    assert receiver.dropped == {"MALFORMED": 2}
+
+
 def test_header_that_differs_in_one_byte_starts_a_run_of_its_own() -> None:
     good = plain_segments(build())
     other = bytearray(good[1])

@@ -18,6 +18,7 @@ from jvpnd.dataplane.messages import (
     MAX_REPORT,
     Report,
     ReportKind,
+    address_of,
     canonical,
     decode_report,
     encode_command,
@@ -168,6 +169,8 @@ def test_remotes_are_spelt_as_the_kernel_does() -> None:
     assert remote_of(("fe80::1%eth0", 5, 0, 3)) == ("fe80::1%3", 5)
     assert remote_of(("10.0.0.1", 5)) == ("10.0.0.1", 5)
     assert remote_of("") == ("", 0)
+    assert address_of(("fe80::1%3", 5)) == ("fe80::1", 5, 0, 3)
+    assert address_of(("10.0.0.1", 5)) == ("10.0.0.1", 5)
     for bad in ("example.org", "10.0.0", "fe80::1%no-such-link"):
         with pytest.raises(ValueError, match=r"^(remote|scope) "):
             canonical((bad, 1))
@@ -193,6 +196,14 @@ def test_counters_are_shared_through_the_descriptor() -> None:
     theirs.drops_of("downlink")[Drop.NO_ROUTE] += 3
     assert mine.drops() == {"no_route": 5}
     assert mine.slot(1).tx_bytes == 0
+
+
+def test_worker_cannot_shrink_the_counters() -> None:
+    counters, fd = Counters.create()
+    with pytest.raises(PermissionError):
+        os.ftruncate(fd, 0)
+    os.close(fd)
+    counters.close()
 
 
 @pytest.mark.parametrize("slot", [-1, SLOTS])

@@ -7,6 +7,7 @@ aligned u64 with exactly one writer, so a reader never sees half a number. Nothi
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import time
@@ -81,8 +82,11 @@ class Counters:
     @classmethod
     def create(cls) -> tuple[Counters, int]:
         """New counters, all zero, and the memfd to hand to the workers; the caller closes it."""
-        fd = os.memfd_create("jvpn-counters", os.MFD_CLOEXEC)
+        fd = os.memfd_create("jvpn-counters", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, _SIZE)
+        # A worker that shrank it would kill control with SIGBUS.
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
         return cls(fd), fd
 
     def drops_of(self, role: str) -> memoryview:

@@ -120,6 +120,12 @@ def remote_of(address: Any) -> Remote:
     return (host, port)
 
 
+def address_of(remote: Remote) -> tuple[str, int] | tuple[str, int, int, int]:
+    """A canonical remote in the form that sends fastest: its scope as a number of its own."""
+    host, _, scope = remote[0].partition("%")
+    return (host, remote[1], 0, int(scope)) if scope else (host, remote[1])
+
+
 def canonical(remote: Remote | None) -> Remote | None:
     """`remote` as the kernel would spell it, so that equal addresses are equal strings.
 

@@ -138,7 +138,7 @@ def _spawn(role: str, channel_fd: int, counters_fd: int) -> subprocess.Popen[byt
         command,
         stdin=subprocess.DEVNULL,
         pass_fds=descriptors,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        env={"PYTHONPATH": os.pathsep.join(filter(None, paths))},  # no secret, no NOTIFY_SOCKET
     )
 
 

@@ -6,6 +6,7 @@ compiled kernel could take their place without a change elsewhere. Layouts: core
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import Final
 
@@ -34,6 +35,7 @@ OVERHEAD: Final = HEADER_LEN + TAG_LEN
 """Bytes that sealing adds to a plain text."""
 MAX_LANES: Final = 16
 
+_HALVES = struct.Struct("<QQ")  # a header as two words: all of it but the counter, the counter
 _DATA: Final = int(PacketType.DATA)
 
 
@@ -112,11 +114,12 @@ class Sealer:
 class Opener:
     """Opens what one sender sealed for `index`, each counter once."""
 
-    __slots__ = ("_decrypt", "_windows", "index")
+    __slots__ = ("_decrypt", "_lanes", "index")
 
     def __init__(self, suite: Suite, key: bytes, index: int) -> None:
         self._decrypt = cipher(suite, key).decrypt_into
-        self._windows: dict[int, ReplayWindow] = {}
+        # by the first half of the header, so that one look-up settles all of its fields
+        self._lanes: dict[int, tuple[int, ReplayWindow]] = {}
         self.index = index
 
     def open_run(
@@ -135,22 +138,25 @@ class Opener:
         Returns the (offset, length) of each good one, and where the run ended in `batch` and
         in `out`.
         """
-        decrypt, nonce, unpack = self._decrypt, NONCE.pack, HEADER.unpack_from
-        mine, windows = self.index, self._windows
+        decrypt, nonce, unpack, lanes = self._decrypt, NONCE.pack, _HALVES.unpack_from, self._lanes
         opened: list[tuple[int, int]] = []
         size = len(batch)
         while at < size:
-            end = min(at + stride, size)
+            end = at + stride
+            if end > size:
+                end = size
             if end - at < MIN_SEALED_LEN:
                 break
-            kind, lane, reserved, index, counter = unpack(batch, at)
-            if index != mine or kind != _DATA:
-                break
+            first_half, counter = unpack(batch, at)
+            known = lanes.get(first_half) or self._open_lane(first_half)
             body = at + HEADER_LEN
             out_end = at_out + end - body - TAG_LEN
-            if reserved or counter >= MAX_COUNTER or lane >= MAX_LANES:
+            if known is None or counter >= MAX_COUNTER:
+                if first_half >> 32 != self.index or first_half & 0xFF != _DATA:
+                    break
                 drops[Drop.MALFORMED] += 1
             else:
+                lane, window = known
                 try:
                     decrypt(
                         nonce(lane, counter), batch[body:end], batch[at:body], out[at_out:out_end]
@@ -158,9 +164,6 @@ class Opener:
                 except InvalidTag:
                     drops[Drop.BAD_TAG] += 1
                 else:
-                    window = windows.get(lane)
-                    if window is None:
-                        window = windows[lane] = ReplayWindow()
                     if window.check_and_set(counter):
                         opened.append((at_out, out_end - at_out))
                         at_out = out_end
@@ -168,3 +171,12 @@ class Opener:
                         drops[Drop.REPLAYED] += 1
             at = end
         return opened, at, at_out
+
+
+    def _open_lane(self, first_half: int) -> tuple[int, ReplayWindow] | None:
+        """A window for a lane not heard of before, if the header's first half is a good one."""
+        lane = first_half >> 8 & 0xFF
+        if lane >= MAX_LANES or first_half != self.index << 32 | lane << 8 | _DATA:
+            return None
+        self._lanes[first_half] = lane, ReplayWindow()
+        return self._lanes[first_half]

@@ -84,34 +84,28 @@ def settle_checksum(packet: memoryview, csum_start: int, csum_offset: int) -> in
 
 
 class _Run:
-    """Consecutive slices of one super-packet, all but its last one `gso_size` bytes long."""
+    """Consecutive slices of one super-packet: `number` slices of `gso_size` bytes, the last of
+    which has `last_len`, say the lengths in its header."""
 
-    __slots__ = ("first", "gso_size", "header", "inner", "last", "length", "next", "slices")
+    __slots__ = (
+        "first", "full_len", "gso_size", "header", "inner", "last_len", "next", "number", "slices"
+    )  # fmt: skip
 
     def __init__(self, header: bytes, inner: Inner, gso_size: int, first: int) -> None:
+        payload = inner.total_len - inner.end
         self.header = header
         self.inner = inner
         self.gso_size = gso_size
         self.first = first
         self.next = first
+        self.number = -(-payload // gso_size)
+        self.full_len = SEGMENT_PREFIX_LEN + len(header) + gso_size  # of a plain text
+        self.last_len = payload - (self.number - 1) * gso_size
         self.slices: list[memoryview] = []
-        self.length = 0
-        self.last = False
 
-    def fits(self, index: int, length: int, last: bool) -> bool:
-        """Whether a slice of that length stands at that index, as the super-packet's header has
-        it: it ends exactly where the packet ends if it is the last one, before if not."""
-        payload = self.inner.total_len - self.inner.end
-        end = index * self.gso_size + length
-        if last:
-            return 0 < length <= self.gso_size and end == payload
-        return length == self.gso_size and end < payload
-
-    def add(self, piece: memoryview, last: bool) -> None:
-        self.slices.append(piece)
-        self.length += len(piece)
-        self.next += 1
-        self.last = last
+    def ends_with(self, index: int, length: int) -> bool:
+        """Whether the super-packet's last slice is number `index`, and that long."""
+        return index == self.number - 1 and length == self.last_len
 
 
 class Joiner:
@@ -159,45 +153,36 @@ class Joiner:
         if sources is not self._sources:
             self.flush()
             self._sources = sources
-        unpack = SEGMENT.unpack_from
+        unpack, starts_with = SEGMENT.unpack_from, memory.startswith
         for start, length in opened:
-            flags = memory[start] if length > FLAGS_LEN else -1
-            if not flags & FLAG_SEGMENT or flags < 0:
-                self._take_packet(flags, view[start + FLAGS_LEN : start + length])
-                continue
-            if length <= SEGMENT_PREFIX_LEN or flags & ~(FLAG_SEGMENT | FLAG_LAST):
-                self._drops[Drop.MALFORMED] += 1
-                continue
-            index, gso_size = unpack(memory, start + FLAGS_LEN)
-            packet = start + SEGMENT_PREFIX_LEN
-            last = flags & FLAG_LAST != 0
+            flags = memory[start] if length else -1
             run = self._run
-            if (
-                run is None
-                or index != run.next
-                or gso_size != run.gso_size
-                or not memory.startswith(run.header, packet)
-            ):
-                self.flush()
-                run = self._open_run(view[packet : start + length], gso_size, index)
-                if run is None:
+            if run is not None and flags == FLAG_SEGMENT and length == run.full_len:
+                # The way of nearly all: one more full slice of the run that is open.
+                index, gso_size = unpack(memory, start + FLAGS_LEN)
+                if (
+                    index == run.next
+                    and gso_size == run.gso_size
+                    and index < run.number - 1
+                    and len(run.slices) < MAX_RUN
+                    and starts_with(run.header, start + SEGMENT_PREFIX_LEN)
+                ):
+                    run.next = index + 1
+                    run.slices.append(view[start + length - gso_size : start + length])
+                    self.packets += 1
+                    self.octets += length - SEGMENT_PREFIX_LEN
                     continue
-            piece = packet + len(run.header)
-            end = start + length
-            if not run.fits(index, end - piece, last):
-                self._drops[Drop.MALFORMED] += 1
-                continue
-            run.add(view[piece:end], last)
-            self.packets += 1
-            self.octets += end - packet
-            if last or len(run.slices) == MAX_RUN or not self._joinable[run.inner.protocol]:
-                self.flush()
+            plain = view[start : start + length]
+            if flags in (FLAG_SEGMENT, FLAG_SEGMENT | FLAG_LAST):
+                self._take_slice(plain, flags != FLAG_SEGMENT)
+            else:
+                self._take_packet(flags, plain[FLAGS_LEN:])
 
     def flush(self) -> None:
         """Emit the run that waits for more, if any."""
         run = self._run
         self._run = None
-        if run is not None and run.slices:
+        if run is not None:
             self._emit(self._frame_of(run))
 
     def _take_packet(self, flags: int, packet: memoryview) -> None:
@@ -224,6 +209,37 @@ class Joiner:
         self.octets += len(packet)
         self._emit((prefix, packet) if self._has_vnet else (packet,))
 
+    def _take_slice(self, plain: memoryview, last: bool) -> None:
+        if len(plain) <= SEGMENT_PREFIX_LEN:
+            self._drops[Drop.MALFORMED] += 1
+            return
+        index, gso_size = SEGMENT.unpack_from(plain, FLAGS_LEN)
+        packet = plain[SEGMENT_PREFIX_LEN:]
+        run = self._run
+        if (
+            run is None
+            or index != run.next
+            or gso_size != run.gso_size
+            or len(run.slices) == MAX_RUN
+            or packet[: len(run.header)] != run.header
+        ):
+            self.flush()
+            run = self._open_run(packet, gso_size, index)
+            if run is None:
+                return
+        piece = packet[len(run.header) :]
+        whole = len(piece) == gso_size and index < run.number - 1
+        if not (run.ends_with(index, len(piece)) if last else whole):
+            self._drops[Drop.MALFORMED] += 1
+            return
+        run.slices.append(piece)
+        run.next = index + 1
+        self._run = run
+        self.packets += 1
+        self.octets += len(packet)
+        if last or not self._joinable[run.inner.protocol]:
+            self.flush()
+
     def _open_run(self, packet: memoryview, gso_size: int, first: int) -> _Run | None:
         inner = parse(packet)
         if inner is None or not inner.end or not gso_size or self._sources is None:
@@ -232,12 +248,15 @@ class Joiner:
         if not self._sources.everything and not self._sources.lookup(inner.source):
             self._drops[Drop.BAD_SOURCE] += 1
             return None
-        self._run = _Run(bytes(packet[: inner.end]), inner, gso_size, first)
-        return self._run
+        return _Run(bytes(packet[: inner.end]), inner, gso_size, first)
 
     def _frame_of(self, run: _Run) -> Frame:
-        header = patch_header(run.header, run.inner, run.first, run.gso_size, run.length, run.last)
         inner = run.inner
+        last = run.next == run.number
+        length = len(run.slices) * run.gso_size
+        if last:
+            length += run.last_len - run.gso_size
+        header = patch_header(run.header, inner, run.first, run.gso_size, length, last)
         offset = checksum_offset(inner.protocol)
         if not self._has_vnet:
             packet = header + b"".join(run.slices)

@@ -23,7 +23,7 @@ from jvpnd.dataplane.counters import (
     monotonic_ms,
     slot_base,
 )
-from jvpnd.dataplane.messages import Remote, Report, ReportKind
+from jvpnd.dataplane.messages import Remote, Report, ReportKind, address_of
 from jvpnd.dataplane.networks import PrefixTable
 from jvpnd.dataplane.seal import FLAGS_LEN, OVERHEAD, SEGMENT_PREFIX_LEN, Cut, Sealer
 from jvpnd.dataplane.segment import plan_cut, settle_checksum
@@ -50,15 +50,15 @@ class _Binding:
     sealer: Sealer
     socket_id: int
     socket: socket.socket
-    remote: Remote | None
+    address: Any  # None where the socket is connected
     gso: bool
     next_error_ms: int = 0
 
     def send(self, data: memoryview, ancillary: Sequence[Any] = ()) -> None:
-        if self.remote is None:
+        if self.address is None:
             self.socket.sendmsg((data,), ancillary)
         else:
-            self.socket.sendmsg((data,), ancillary, 0, self.remote)
+            self.socket.sendmsg((data,), ancillary, 0, self.address)
 
 
 class _Batch:
@@ -143,7 +143,7 @@ class Uplink:
             sealer=Sealer(Suite(suite), bytes.fromhex(key), index, self._lane),
             socket_id=socket_id,
             socket=out,
-            remote=None if remote is None else (remote[0], remote[1]),
+            address=None if remote is None else address_of(remote),
             gso=is_udp and self._offloads.udp_gso,
         )
 
