@@ -1,0 +1,1 @@
+"""The laboratory: network namespaces, user-space wires, real daemons and real traffic."""

@@ -1,0 +1,93 @@
+"""Network namespaces with names of their own, removed whatever happens."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import subprocess
+from types import TracebackType
+
+_numbers = itertools.count()
+
+
+def ip(*arguments: str) -> None:
+    """Run `ip`, and say what it said if it fails."""
+    done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
+
+
+class Namespace:
+    """One host. Processes started through it are ended, by pid, when it is closed."""
+
+    def __init__(self, label: str) -> None:
+        self.name = f"jv{os.getpid()}-{next(_numbers)}-{label}"
+        self._processes: list[subprocess.Popen[str]] = []
+        ip("netns", "add", self.name)
+        self.ip("link", "set", "lo", "up")
+
+    def ip(self, *arguments: str) -> None:
+        ip("-n", self.name, *arguments)
+
+    def argv(self, *command: str) -> list[str]:
+        """The command as run inside."""
+        return ["ip", "netns", "exec", self.name, *command]
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.argv(*command), capture_output=True, text=True, check=check, timeout=60
+        )
+
+    def nft(self, ruleset: str) -> None:
+        """Load nftables rules."""
+        subprocess.run(
+            self.argv("nft", "-f", "-"), input=ruleset, text=True, check=True, timeout=60
+        )
+
+    def sysctl(self, key: str, value: str) -> None:
+        self.run("sysctl", "-qw", f"{key}={value}")
+
+    def popen(
+        self,
+        *command: str,
+        stdin: int | None = subprocess.DEVNULL,
+        stdout: int | None = subprocess.PIPE,
+        stderr: int | None = None,
+        env: dict[str, str] | None = None,
+    ) -> subprocess.Popen[str]:
+        """Start a process inside; it ends with the namespace."""
+        process = subprocess.Popen(
+            self.argv(*command),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            text=True,
+            env=None if env is None else {**os.environ, **env},
+        )
+        self._processes.append(process)
+        return process
+
+    def close(self) -> None:
+        for process in self._processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    with contextlib.suppress(BrokenPipeError):
+                        stream.close()
+        self._processes.clear()
+        with contextlib.suppress(RuntimeError):
+            ip("netns", "del", self.name)
+
+    def __enter__(self) -> Namespace:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
