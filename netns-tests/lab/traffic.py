@@ -1,12 +1,13 @@
 """Traffic as users make it: a UDP echo at a steady rate, and a TCP stream that checks its content.
 
-Each runs as a process of its own inside a namespace (`python -m lab.traffic ...`); a client prints a
-JSON report for each line it gets on stdin, about the time since the line before.
+Each runs as a process of its own inside a namespace (`python -m lab.traffic ...`); a client prints
+a JSON report for each line it gets on stdin, about the time since the line before.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import selectors
 import socket
@@ -67,7 +68,7 @@ class _Echo:
         numbers = [n for n in self.sent if n >= self.mark]
         back = sorted(self.back[n] for n in numbers if n in self.back)
         times = [self.last_before_mark, *back]
-        gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+        gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
         rtts = sorted(self.back[n] - self.sent[n] for n in numbers if n in self.back)
         silent_s = time.monotonic() - times[-1]
         self.mark = max(self.sent, default=-1) + 1
