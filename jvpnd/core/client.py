@@ -125,7 +125,7 @@ class ClientAgent:
         self._cause = Cause.TRANSPORT_DEAD
         self._retry_at_ms = 0.0
         self._unstable_ms = 0.0
-        self._paused = False
+        self._paused = True  # nothing may leave before there is a session
         self._due_ms: float | None = None
 
     # --- outputs ---

@@ -153,6 +153,11 @@ class Gateway:
         if follow is not None:
             follow(now_ms, outcome)
 
+    def keys_lost(self, now_ms: float) -> None:
+        """The data plane lost its keys: every client is asked to bind a new epoch."""
+        for peer in self.sessions.values():
+            self._hint(now_ms, peer, peer.origin)
+
     def terminate(self, now_ms: float, session_id: bytes) -> bool:
         """The operator ends a session. False if there is none of this id."""
         peer = self.sessions.get(session_id)
