@@ -171,16 +171,15 @@ class Traffic:
         answer: dict[str, Any] = json.loads(self._client.stdout.readline())
         return answer
 
-    def wait_until(self, what: str, above: float, timeout_s: float = 10) -> dict[str, Any]:
-        """Ask until the sum of `what` since now is above a number."""
-        deadline, total = time.monotonic() + timeout_s, 0.0
-        while True:
-            report = self.report()
-            total += report[what]
-            if total > above:
-                return report
-            assert time.monotonic() < deadline, f"{what} is {total} after {timeout_s} s: {report}"
-            time.sleep(0.02)
+    def wait_until(self, what: str, above: float, timeout_s: float = 10) -> list[dict[str, Any]]:
+        """Ask until the sum of `what` is above a number; all the reports till then."""
+        deadline = time.monotonic() + timeout_s
+        reports: list[dict[str, Any]] = []
+        while sum(report[what] for report in reports) <= above:
+            assert time.monotonic() < deadline, f"no {what} above {above}: {reports[-1:]}"
+            time.sleep(0.05)
+            reports.append(self.report())
+        return reports
 
     def close(self) -> None:
         for process in (self._client, self._server):

@@ -1,0 +1,163 @@
+"""How long traffic stops: a 200 Hz echo over 10 ms one-way wires, and a fault. `make measure`.
+
+For each fault the longest time between two answers, over several runs, each with a network and
+daemons of its own. `--soak` looks for false switches on lossy, jittery wires instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from lab.daemons import INNER, Daemon, Pair
+from lab.topology import Lab
+from lab.traffic import Traffic
+from lab.wire import Conditions
+
+DELAY_MS = 10
+RATE_HZ = 200
+SETTLE_S = 3.0
+SOAK = Conditions(delay_ms=DELAY_MS, jitter_ms=20, loss=0.03)
+
+
+def link_down(lab: Lab) -> None:
+    lab.a.set_down()
+
+
+def address_change(lab: Lab) -> None:
+    """A new lease on the only uplink."""
+    lab.a.change_address(77)
+
+
+def nat_rebinding(lab: Lab) -> None:
+    lab.a.rebind()
+
+
+def blackhole(lab: Lab) -> None:
+    lab.a.silence()
+
+
+# Which fault, and whether the second uplink is there.
+FAULTS: dict[str, tuple[Callable[[Lab], None], bool]] = {
+    "link down": (link_down, True),
+    "address change": (address_change, False),
+    "NAT rebinding": (nat_rebinding, True),
+    "blackhole": (blackhole, True),
+}
+
+
+def one_run(fault: Callable[[Lab], None], second_uplink: bool) -> dict[str, Any]:
+    """One fault in a network of its own; what the echo saw of it."""
+    with ExitStack() as stack:
+        lab = stack.enter_context(Lab(Conditions(delay_ms=DELAY_MS)))
+        if not second_uplink:
+            lab.b.set_down()
+        lab.a.translate()
+        pair = stack.enter_context(Pair(lab.client, lab.gateway))
+        pair.start()
+        inner = INNER["gateway"][0]
+        echo = stack.enter_context(
+            Traffic("echo", lab.client, lab.gateway, inner, str(RATE_HZ))
+        )
+        time.sleep(SETTLE_S)  # what is measured begins with steady traffic
+        session, seq = pair.client.status()["session"]["id"], pair.client.last_seq()
+        echo.report()
+        fault(lab)
+        pair.client.wait_state("ATTACHED", after=seq)
+        reports = echo.wait_until("received", above=RATE_HZ)
+        return {
+            "gap_ms": max(report["longest_gap_ms"] for report in reports),
+            "recovery_ms": _recovery_ms(pair.client, seq),
+            "survived": pair.client.status()["session"]["id"] == session,
+        }
+
+
+def _recovery_ms(client: Daemon, seq: int) -> float:
+    """From leaving ATTACHED to being back, as the client's own events tell."""
+    switch = next(
+        e for e in client.events() if e["seq"] > seq and e["event_type"] == "TRANSPORT_SWITCH"
+    )
+    return float(switch["details"]["recovery_ms"])
+
+
+def gaps(runs: int) -> dict[str, Any]:
+    """Every fault in turn, `runs` times over."""
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in FAULTS}
+    for run in range(runs):
+        for name, (fault, second) in FAULTS.items():
+            result = one_run(fault, second)
+            found[name].append(result)
+            print(f"run {run + 1}/{runs}  {name:<15} {result['gap_ms']:7.1f} ms", flush=True)
+    return {
+        name: {
+            "median_ms": statistics.median(r["gap_ms"] for r in results),
+            "min_ms": min(r["gap_ms"] for r in results),
+            "max_ms": max(r["gap_ms"] for r in results),
+            "survived": all(r["survived"] for r in results),
+            "runs": results,
+        }
+        for name, results in found.items()
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    lines = ["| fault | median | least | most | session kept |", "|---|---|---|---|---|"]
+    for name, row in results.items():
+        kept = "yes" if row["survived"] else "NO"
+        lines.append(
+            f"| {name} | {row['median_ms']:.0f} ms | {row['min_ms']:.0f} ms "
+            f"| {row['max_ms']:.0f} ms | {kept} |"
+        )
+    return "\n".join(lines)
+
+
+def soak(seconds: float) -> dict[str, Any]:
+    """3 % loss and 20 ms jitter on every wire, half of the time busy, half idle: what moved?"""
+    with ExitStack() as stack:
+        lab = stack.enter_context(Lab(SOAK))
+        pair = stack.enter_context(Pair(lab.client, lab.gateway))
+        pair.start()
+        seq = pair.client.last_seq()
+        with Traffic("echo", lab.client, lab.gateway, INNER["gateway"][0], str(RATE_HZ)) as echo:
+            time.sleep(seconds / 2)
+            seen = echo.report()
+        time.sleep(seconds / 2)
+        events = [e for e in pair.client.events() if e["seq"] > seq]
+        reasons = [e["reason"] for e in events if e["event_type"] == "STATE_CHANGE"]
+        return {
+            "seconds": seconds,
+            "switches": sum(e["event_type"] == "TRANSPORT_SWITCH" for e in events),
+            "deaths": reasons.count("TRANSPORT_DEAD"),
+            "volatile": reasons.count("VOLATILITY_SIGNAL"),
+            "echo": seen,
+        }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="write the results here too")
+    parser.add_argument("--soak", type=float, metavar="SECONDS", help="look for false switches")
+    options = parser.parse_args()
+    if options.soak:
+        results = soak(options.soak)
+        print(json.dumps(results, indent=2))
+        good = results["switches"] == 0
+    else:
+        results = gaps(options.runs)
+        print(f"\n{table(results)}")
+        good = all(row["survived"] for row in results.values())
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2) + "\n")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
