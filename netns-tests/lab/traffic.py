@@ -24,6 +24,7 @@ from lab.namespace import Namespace
 ECHO_PORT, TCP_PORT = 7777, 7778
 BLOCK = bytes(range(251)) * 257  # a prime period: a shifted byte never goes unseen
 TCP_PAUSE_S = 0.02
+SETTLED_S = 0.5  # an echo that is not back by then is lost
 
 
 def _family(address: str) -> socket.AddressFamily:
@@ -48,13 +49,13 @@ class _Echo:
         self.sock.connect((address, ECHO_PORT))
         self.sock.setblocking(False)
         self.period_s = 1 / rate_hz
-        self.sent: dict[int, float] = {}
-        self.back: dict[int, float] = {}
-        self.mark = 0
-        self.last_before_mark = time.monotonic()
+        self._sent: dict[int, float] = {}  # not told of yet
+        self._back: set[int] = set()
+        self._arrivals: list[float] = [time.monotonic()]  # since the last report, and one before
+        self._rtts: list[float] = []
 
     def send(self, number: int) -> None:
-        self.sent[number] = time.monotonic()
+        self._sent[number] = time.monotonic()
         with contextlib.suppress(OSError):  # no route, or a full queue: counted as lost
             self.sock.send(b"%d" % number)
 
@@ -62,22 +63,27 @@ class _Echo:
         with contextlib.suppress(OSError):
             while True:
                 number = int(self.sock.recv(64))
-                self.back.setdefault(number, time.monotonic())
+                now = time.monotonic()
+                if number in self._sent and number not in self._back:
+                    self._back.add(number)
+                    self._arrivals.append(now)
+                    self._rtts.append(now - self._sent[number])
 
     def report(self) -> dict[str, Any]:
-        numbers = [n for n in self.sent if n >= self.mark]
-        back = sorted(self.back[n] for n in numbers if n in self.back)
-        times = [self.last_before_mark, *back]
-        gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
-        rtts = sorted(self.back[n] - self.sent[n] for n in numbers if n in self.back)
-        silent_s = time.monotonic() - times[-1]
-        self.mark = max(self.sent, default=-1) + 1
-        self.last_before_mark = times[-1]
+        """Counts are of datagrams that had SETTLED_S to come back; gaps go up to now."""
+        now = time.monotonic()
+        settled = [number for number, at in self._sent.items() if now - at > SETTLED_S]
+        back = [number for number in settled if number in self._back]
+        gaps = [later - earlier for earlier, later in itertools.pairwise([*self._arrivals, now])]
+        rtts = sorted(self._rtts)
+        for number in settled:
+            del self._sent[number]
+        self._back.difference_update(back)
+        self._arrivals, self._rtts = self._arrivals[-1:], []
         return {
-            "sent": len(numbers),
+            "sent": len(settled),
             "received": len(back),
-            "longest_gap_ms": round(1000 * max([*gaps, silent_s]), 1),
-            "silent_ms": round(1000 * silent_s, 1),
+            "longest_gap_ms": round(1000 * max(gaps), 1),
             "rtt_ms": round(1000 * rtts[len(rtts) // 2], 2) if rtts else None,
         }
 
