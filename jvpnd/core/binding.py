@@ -27,6 +27,7 @@ class Binding:
         self._draining: list[_Draining] = []
         self._keys: EpochKeys | None = None
         self._sending_epoch = 0
+        self._move_to: str | None = None  # path to send on, once the peer uses the current epoch
         self.channel: ControlChannel | None = None
 
     @property
@@ -41,14 +42,27 @@ class Binding:
             self._emit(BindSend(self._session_id, index, self._suite, key, path_id))
 
     def adopt(self, keys: EpochKeys, path_id: str, drain_until_ms: float | None) -> None:
-        """Make this the current epoch; the one before is received until it has drained."""
+        """Make this the current epoch; the one before is received until it has drained.
+
+        Without `drain_until_ms` the peer has yet to confirm the epoch: till then sending goes on
+        under the one before, if there is one, so that nothing comes before its key.
+        """
+        first = self.channel is None
         if self.channel is not None:
             self._draining.append(_Draining(self.channel, drain_until_ms))
         self._keys, self.channel = keys, keys.channel()
         self._emit(
             BindReceive(self._session_id, keys.index, self._suite, keys.receive.data, path_id)
         )
-        self.send_under(keys.epoch, keys.peer_index, keys.send.data, path_id)
+        if drain_until_ms is None and not first:
+            self._move_to = path_id
+        else:
+            self._send_current(path_id)
+
+    def _send_current(self, path_id: str) -> None:
+        keys, self._move_to = self._keys, None
+        if keys is not None:
+            self.send_under(keys.epoch, keys.peer_index, keys.send.data, path_id)
 
     def open(self, packet: bytes, header: SealedHeader, drain_until_ms: float) -> bytes | None:
         """The body of a CONTROL packet of the current epoch or of one that drains."""
@@ -63,7 +77,9 @@ class Binding:
         return None
 
     def peer_has_moved(self, drain_until_ms: float) -> None:
-        """The peer uses the current epoch: what waited for that starts to drain."""
+        """The peer uses the current epoch: send under it, and let the one before drain."""
+        if self._move_to is not None:
+            self._send_current(self._move_to)
         for old in self._draining:
             if old.until_ms is None:
                 old.until_ms = drain_until_ms

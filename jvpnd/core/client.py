@@ -114,6 +114,7 @@ class ClientAgent:
         self._birth_ms: float | None = 0  # when to begin a session; None: rest
         self._birth_failures = 0
         self._init_at_ms = 0.0
+        self._inits_made = 0
         self._binding: Binding | None = None
         self._credentials: Credentials | None = None
         self._anchor_ms = 0.0
@@ -317,7 +318,7 @@ class ClientAgent:
             return
         self.session = Session(None, self._identity.name, now_ms, attempt=1, entered_ms=now_ms)
         self._pending.clear()
-        self._init_at_ms = now_ms
+        self._init_at_ms, self._inits_made = now_ms, 0
         self._send_init_if_due(now_ms)
 
     def _birth_timer(self, now_ms: float) -> None:
@@ -334,10 +335,11 @@ class ClientAgent:
         order = ranked(self.paths.values(), self.policy, now_ms)
         if now_ms < self._init_at_ms or not order:
             return
-        tries = len(self._pending)
-        path = order[tries % len(order)]
+        path = order[self._inits_made % len(order)]
         self._send_init(now_ms, path, NO_SESSION)
-        self._init_at_ms = now_ms + min(path.rtt.rto_ms * 2**tries, c.HANDSHAKE_RTO_MAX_MS)
+        wait_ms = path.rtt.rto_ms * 2 ** min(self._inits_made, 5)
+        self._inits_made += 1
+        self._init_at_ms = now_ms + min(wait_ms, c.HANDSHAKE_RTO_MAX_MS)
 
     def _send_init(self, now_ms: float, path: Path, session_id: bytes) -> None:
         assert self.session is not None
