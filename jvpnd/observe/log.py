@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Final, TypeAlias
 
@@ -64,7 +64,8 @@ class EventLog:
     def recent(self, session_id: str | None = None, limit: int | None = None) -> list[Event]:
         """What the ring holds, oldest first: of one session (its id, or how the id begins), and
         only the newest `limit`."""
-        return list(deque(of_session(self._ring, session_id), maxlen=limit))
+        matching = (event for event in self._ring if concerns(event, session_id))
+        return list(deque(matching, maxlen=limit))
 
     def subscribe(self, capacity: int = QUEUE) -> Subscription:
         """Events from now on. Use as a context manager and iterate asynchronously."""
@@ -137,8 +138,6 @@ class Subscription:
         }
 
 
-def of_session(events: Iterable[Event], session_id: str | None) -> Iterator[Event]:
-    """The events of the session whose id begins so; all of them for None."""
-    for event in events:
-        if session_id is None or (event["session_id"] or "").startswith(session_id):
-            yield event
+def concerns(event: Event, session_id: str | None) -> bool:
+    """Whether the event is of the session whose id is, or begins with, this; None: of any."""
+    return session_id is None or (event["session_id"] or "").startswith(session_id)

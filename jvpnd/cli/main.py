@@ -1,0 +1,248 @@
+"""jvpnctl: asks the running daemon, and makes keys. docs/cli.md.
+
+Exit status: 0; 1 the daemon says no; 2 usage, or a bad configuration or key; 3 it is not running.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import os
+import stat
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from jvpnd import __version__
+from jvpnd.cli import render
+from jvpnd.config import ConfigError, load
+from jvpnd.control.client import ControlClient, NotRunning
+from jvpnd.control.protocol import SOCKET_PATH, Refused
+from jvpnd.core.noise import public_key
+from jvpnd.core.wire import KEY_LEN
+from jvpnd.observe.timeline import timeline as make_timeline
+
+EXIT_REFUSED = 1
+EXIT_USAGE = 2
+EXIT_NOT_RUNNING = 3
+
+
+@dataclass(slots=True)
+class Options:
+    """What was said before the command."""
+
+    socket: Path
+    as_json: bool
+
+    def ask(self, command: str, **args: Any) -> Any:
+        """The daemon's answer to one command."""
+        with ControlClient(self.socket) as client:
+            return client.ask(command, **args)
+
+    def show(self, answer: Any, text: Callable[[Any], str]) -> None:
+        """Print an answer as it came, or as text."""
+        click.echo(json.dumps(answer, indent=2) if self.as_json else text(answer))
+
+
+class Tool(click.Group):
+    """Turns what may go wrong into one line and an exit status."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Refused as error:
+            _fail(error, EXIT_REFUSED)
+        except ConfigError as error:
+            _fail(error, EXIT_USAGE)
+        except NotRunning as error:
+            _fail(error, EXIT_NOT_RUNNING)
+
+
+def _fail(error: Exception, status: int) -> NoReturn:
+    click.echo(f"jvpnctl: {error}", err=True)
+    sys.exit(status)
+
+
+def _also_json(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.ensure_object(Options).as_json = True
+
+
+# `jvpnctl --json status` and `jvpnctl status --json` are the same.
+json_option = click.option(
+    "--json", is_flag=True, expose_value=False, callback=_also_json, help="Print JSON."
+)
+
+
+@click.group(cls=Tool, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--socket",
+    type=click.Path(path_type=Path),
+    default=Path(SOCKET_PATH),
+    show_default=True,
+    help="The daemon's control socket.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.version_option(__version__, prog_name="jvpnctl")
+@click.pass_context
+def main(ctx: click.Context, socket: Path, as_json: bool) -> None:
+    """Steer and watch the Jumping VPN daemon, and make its keys."""
+    ctx.obj = Options(socket, as_json)
+    if os.environ.get("NO_COLOR"):
+        ctx.color = False
+
+
+# --- watching ---
+
+
+@main.command()
+@json_option
+@click.pass_obj
+def status(options: Options) -> None:
+    """Session, binding, paths and traffic at a glance."""
+    options.show(options.ask("status"), render.status)
+
+
+@main.command()
+@json_option
+@click.pass_obj
+def sessions(options: Options) -> None:
+    """The sessions: a client has one, a gateway one for each client."""
+    options.show(options.ask("sessions"), render.sessions)
+
+
+@main.command()
+@json_option
+@click.pass_obj
+def paths(options: Options) -> None:
+    """A client's paths to the gateway and how good they are."""
+    options.show(options.ask("paths"), render.paths)
+
+
+@main.command()
+@click.option("--follow", "-f", is_flag=True, help="Go on with events as they happen.")
+@click.option("--session", metavar="ID", help="Only those of this session (or how its id begins).")
+@click.option("--limit", "-n", type=click.IntRange(min=1), help="Only the newest of the past.")
+@json_option
+@click.pass_obj
+def events(options: Options, follow: bool, session: str | None, limit: int | None) -> None:
+    """What happened, oldest first, one line each (docs/events.md)."""
+    try:
+        with ControlClient(options.socket) as client:
+            for row in client.stream("events", follow=follow, session=session, limit=limit):
+                click.echo(json.dumps(row) if options.as_json else render.event(row))
+    except KeyboardInterrupt:  # how one stops following
+        pass
+
+
+@main.command()
+@click.argument("session", metavar="[ID]", required=False)
+@json_option
+@click.pass_obj
+def timeline(options: Options, session: str | None) -> None:
+    """Each session's switches, reasons, recovery times and limits. ID may be how it begins."""
+    found = make_timeline(options.ask("timeline", id=session), session)
+    if session is not None and not found.sessions:
+        raise Refused("SESSION_NOT_FOUND", f"the log has no event of a session {session}")
+    options.show(found.as_json() if options.as_json else found, render.timeline)
+
+
+@main.group()
+def policy() -> None:
+    """The bounds within which a session recovers."""
+
+
+@policy.command("show")
+@json_option
+@click.pass_obj
+def policy_show(options: Options) -> None:
+    """The policy in force."""
+    options.show(options.ask("policy"), render.policy)
+
+
+# --- steering ---
+
+
+@main.command()
+@click.argument("path", required=False)
+@click.option("--best", is_flag=True, help="To the best other path.")
+@json_option
+@click.pass_obj
+def switch(options: Options, path: str | None, best: bool) -> None:
+    """Move the session to PATH, whose id may be shortened (`wwan0`). Make before break."""
+    if (path is None) != best:
+        raise click.UsageError("give either a PATH or --best")
+    if path is not None:
+        path = _whole(path, [row["id"] for row in options.ask("paths")], "path")
+    answer = options.ask("switch", path=path)
+    options.show(answer, lambda row: f"ordered: the session is {row['state']}")
+
+
+@main.command()
+@click.argument("session", metavar="ID")
+@json_option
+@click.pass_obj
+def terminate(options: Options, session: str) -> None:
+    """End a session for good. ID may be how it begins."""
+    known = [row["id"] for row in options.ask("sessions") if row["id"]]
+    answer = options.ask("terminate", id=_whole(session, known, "session"))
+    options.show(answer, lambda row: f"terminated {row['terminated']}")
+
+
+def _whole(short: str, known: list[str], what: str) -> str:
+    """The one known id that begins so; `short` as it is where there is none: the daemon says no."""
+    found = [name for name in known if short and name.startswith(short)]
+    if short in found or not found:
+        return short
+    if len(found) > 1:
+        raise click.UsageError(f"{what} {short!r} may be any of: {', '.join(found)}")
+    return found[0]
+
+
+# --- keys and files; no daemon needed ---
+
+
+@main.command()
+def keygen() -> None:
+    """Print a new private key, as `wg genkey` does."""
+    out = os.fstat(sys.stdout.fileno())
+    if stat.S_ISREG(out.st_mode) and out.st_mode & stat.S_IRWXO:
+        click.echo("jvpnctl: warning: others may read this file; use umask 077", err=True)
+    key = bytearray(os.urandom(KEY_LEN))
+    key[0] &= 248  # RFC 7748 section 5
+    key[31] = key[31] & 127 | 64
+    click.echo(base64.b64encode(key).decode())
+
+
+@main.command()
+def pubkey() -> None:
+    """Turn the private key on standard input into its public key, as `wg pubkey` does."""
+    text = sys.stdin.buffer.read(4096).strip()
+    try:
+        secret = base64.b64decode(text, validate=True)
+    except binascii.Error:
+        secret = b""
+    if len(secret) != KEY_LEN:
+        _fail(ValueError("standard input is not a key: base64 of 32 bytes"), EXIT_USAGE)
+    click.echo(base64.b64encode(public_key(secret)).decode())
+
+
+@main.group("config")
+def config_group() -> None:
+    """The configuration file."""
+
+
+@config_group.command("check")
+@click.argument("file", type=click.Path(path_type=Path))
+@json_option
+@click.pass_obj
+def config_check(options: Options, file: Path) -> None:
+    """Read FILE as jvpnd would and say what is wrong with it."""
+    found = load(file)
+    answer = {"file": str(file), "role": found.role, "node": found.node}
+    options.show(answer, lambda row: f"{row['file']}: ok: {row['role']} {row['node']}")

@@ -1,0 +1,233 @@
+"""The daemon's answers as a network engineer likes to read them. JSON in, text out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from jvpnd.cli.text import (
+    NONE,
+    ago,
+    bold,
+    clean,
+    details,
+    duration,
+    fields,
+    moment,
+    paint,
+    plural,
+    size,
+    table,
+)
+from jvpnd.observe.timeline import LIMITS, Recovery, SessionTimeline, Timeline
+
+Json = Mapping[str, Any]
+
+
+def status(answer: Json) -> str:
+    """A client or a gateway as a whole."""
+    head = f"{answer['role']} {bold(clean(answer['node']))}: {paint(clean(answer['state']))}"
+    if answer.get("interface"):
+        head += f" on {clean(answer['interface'])}"
+    body = _gateway(answer) if answer["role"] == "gateway" else _client(answer)
+    return f"{head}\n{body}"
+
+
+def sessions(rows: Sequence[Json]) -> str:
+    """One session a line; a gateway's have clients and traffic."""
+    if not rows:
+        return "no sessions"
+    is_gateway = "client" in rows[0]
+    header = ["SESSION", "STATE", "ATTACHED", "SWITCHES", "EPOCH", "INNER", "TRANSPORT", "REMOTE"]
+    if is_gateway:
+        header = ["CLIENT", *header, "HEARD", "RECEIVED", "SENT"]
+    return table(header, [_session_row(row, is_gateway) for row in rows])
+
+
+def paths(rows: Sequence[Json]) -> str:
+    """One path a line, the bound one first as the daemon sorts them."""
+    if not rows:
+        return "no paths: no uplink is up, or the gateway's name does not resolve"
+    header = ["PATH", "STATE", "RTT", "LOSS", "JITTER", "HEARD", "LOCAL"]
+    return table(header, [_path_row(row) for row in rows])
+
+
+def policy(answer: Json) -> str:
+    """Every field, times also in words."""
+    rows = []
+    for name, value in answer.items():
+        text = ", ".join(value) if isinstance(value, list) else str(value)
+        words = duration(value) if name.endswith("_ms") and value else ""
+        off = name.endswith("_floor_ms") and not value
+        rows.append((name, text, "off" if off else words))
+    return table(["POLICY", "VALUE", ""], rows)
+
+
+def event(row: Json) -> str:
+    """One event on one line."""
+    moved = f"{paint(clean(row['from']))} -> {paint(clean(row['to']))}" if row.get("to") else ""
+    who = clean((row.get("session_id") or "")[:8])
+    parts = [
+        moment(row["ts_ms"]),
+        paint(clean(row["event_type"])),
+        moved,
+        clean(row.get("reason") or ""),
+        " ".join(filter(None, (clean(row.get("client") or ""), who))),
+        details(row["details"]),
+    ]
+    return "  ".join(filter(None, parts))
+
+
+def timeline(found: Timeline) -> str:
+    """Every session with its events, recoveries, latencies and limits."""
+    if not found.sessions:
+        return "no events"
+    return "\n\n".join(_session_timeline(session) for session in found.sessions)
+
+
+# --- status ---
+
+
+def _client(answer: Json) -> str:
+    session, rows = answer.get("session"), []
+    if session is not None:
+        rows += _session_fields(session)
+    if answer.get("resting"):
+        rows.append(("resting", "no new session until jvpnd is started again"))
+    rows += _common_fields(answer)
+    return f"{fields(rows)}\n\n{paths(answer['paths'])}"
+
+
+def _gateway(answer: Json) -> str:
+    found = answer["sessions"]
+    configured = answer.get("clients_configured")
+    of = f" of {plural(configured, 'client')}" if configured is not None else ""
+    rows = [
+        ("listening", ", ".join(answer["listen"]) if answer.get("listen") else None),
+        ("sessions", f"{len(found)}{of}"),
+        *_common_fields(answer),
+    ]
+    return f"{fields(rows)}\n\n{sessions(found)}"
+
+
+def _session_fields(session: Json) -> list[tuple[str, str | None]]:
+    binding, since = session.get("binding"), session.get("attached_since_ms")
+    bound = "none" if binding is None else f"{binding['path']} from {binding['local']}"
+    counts = [
+        f"epoch {session['epoch']}",
+        plural(session["switches"], "switch"),
+        plural(session["rekeys"], "rekey"),
+    ]
+    return [
+        ("session", session["id"] or "not named yet"),
+        ("bound to", bound),
+        ("attached", f"{ago(since)} ({', '.join(counts)})"),
+        ("inner", ", ".join(session["inner_addresses"]) or None),
+        ("cipher", session.get("suite")),
+    ]
+
+
+def _common_fields(answer: Json) -> list[tuple[str, str | None]]:
+    traffic = answer["traffic"]
+    dropped = {name: count for name, count in traffic["dropped"].items() if count}
+    words = ", ".join(f"{name} {count:,}" for name, count in sorted(dropped.items()))
+    return [
+        ("sent", f"{size(traffic['tx_bytes'])} ({plural(traffic['tx_packets'], 'packet')})"),
+        ("received", f"{size(traffic['rx_bytes'])} ({plural(traffic['rx_packets'], 'packet')})"),
+        ("dropped", words or None),
+        ("policy", f"version {answer['policy_version']}"),
+        ("offloads", _offloads(answer["offloads"])),
+    ]
+
+
+def _offloads(offloads: object) -> str:
+    """Which are on, and which this kernel lacks."""
+    if not isinstance(offloads, Mapping):
+        return clean(offloads)
+    on = [name for name, value in offloads.items() if value]
+    missing = [name for name, value in offloads.items() if not value]
+    lack = f" (missing: {' '.join(missing)})" if missing else ""
+    return f"{' '.join(on) or 'none'}{lack}"
+
+
+def _session_row(row: Json, is_gateway: bool) -> list[object]:
+    binding = row.get("binding") or {}
+    cells: list[object] = [
+        (row["id"] or NONE)[:8],
+        row["state"],
+        duration(row.get("attached_since_ms")),
+        row["switches"],
+        row["epoch"],
+        ", ".join(row["inner_addresses"]) or NONE,
+        binding.get("transport"),
+        binding.get("remote"),
+    ]
+    if is_gateway:
+        traffic = row.get("traffic") or {}
+        heard = ago(row.get("last_heard_ms"))
+        received, sent = size(traffic.get("rx_bytes")), size(traffic.get("tx_bytes"))
+        cells = [row["client"], *cells, heard, received, sent]
+    return cells
+
+
+def _path_row(row: Json) -> list[object]:
+    return [
+        row["id"],
+        row["state"],
+        duration(row["rtt_ms"]),
+        f"{row['loss']:.1%}" if row["loss"] is not None else NONE,
+        duration(row["jitter_ms"]),
+        ago(row["last_heard_ms"]),
+        row.get("local"),
+    ]
+
+
+# --- timeline ---
+
+
+def _session_timeline(session: SessionTimeline) -> str:
+    parts = [_title(session)]
+    if session.session_id is not None and not session.is_complete:
+        parts.append("  its beginning is no longer in the log")
+    parts += [f"  {event({**e, 'session_id': None, 'client': None})}" for e in session.entries]
+    if session.recoveries:
+        header = ["WHEN", "CAUSE", "FROM", "TO", "ATTEMPTS", "OUTCOME", "RECOVERY", "OUTAGE"]
+        rows = [_recovery_row(recovery) for recovery in session.recoveries]
+        parts += ["", table(header, rows, "  ")]
+    latencies = session.latencies_ms()
+    if latencies:
+        worst, middle = duration(max(latencies)), duration(median(latencies))
+        switches = plural(len(latencies), "switch")
+        parts.append(f"  {switches}: median {middle}, worst {worst}")
+    parts += [
+        f"  limit: {LIMITS[reason]} ({reason}, {plural(times, 'time')})"
+        for reason, times in session.limits.items()
+    ]
+    return "\n".join(parts)
+
+
+def _title(session: SessionTimeline) -> str:
+    if session.session_id is None:
+        return bold("without a session")
+    words = [f"session {bold(clean(session.session_id))}"]
+    if session.client:
+        words.append(clean(session.client))
+    if session.state:
+        words.append(paint(session.state))
+    if session.supersedes:
+        words.append(f"supersedes {clean(session.supersedes)}")
+    return ", ".join(words)
+
+
+def _recovery_row(recovery: Recovery) -> list[object]:
+    return [
+        moment(recovery.began_ms),
+        recovery.cause,
+        recovery.from_path,
+        recovery.to_path,
+        recovery.attempts or NONE,
+        recovery.outcome or "under way",
+        duration(recovery.recovery_ms),
+        duration(recovery.outage_ms),
+    ]
