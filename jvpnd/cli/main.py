@@ -246,3 +246,7 @@ def config_check(options: Options, file: Path) -> None:
     found = load(file)
     answer = {"file": str(file), "role": found.role, "node": found.node}
     options.show(answer, lambda row: f"{row['file']}: ok: {row['role']} {row['node']}")
+
+
+if __name__ == "__main__":
+    main()
