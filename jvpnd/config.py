@@ -3,38 +3,58 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import ipaddress
+import itertools
 import re
-import tomllib
-from collections.abc import Iterable
+from collections.abc import Collection, Hashable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from jvpnd.core.policy import Policy, PolicyError
+from jvpnd.configfile import ConfigError, Table, read
+from jvpnd.core.messages import MAX_ADDRESSES
+from jvpnd.core.policy import Policy, PolicyError, shown
+from jvpnd.keyfile import key_file, peer_key, preshared_key
+
+__all__ = [
+    "Client",
+    "Config",
+    "ConfigError",
+    "Endpoint",
+    "GatewayPeer",
+    "Interface",
+    "Routes",
+    "load",
+]
 
 ROLES = ("client", "gateway")
 TRANSPORTS = ("udp",)  # those that this version can carry
 ROUTE_MODES = ("split", "full", "none")
-KEY_TEXT = "base64 of 32 bytes (jvpnctl keygen | jvpnctl pubkey)"
-_HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*\.?")
-_MIN_MTU = {4: 576, 6: 1280}
 MAX_MTU = 9000
+MIN_MTU, MIN_MTU_IPV6 = 576, 1280  # RFC 791, RFC 8200 section 5
+MAX_CLIENTS = 4096
 
+_ROLE_KEYS = {
+    "client": ("gateway", "uplinks", "routes"),
+    "gateway": ("listen", "client"),
+}
+_ENDPOINT_KEYS = ("transport", "address", "port")
+_CLIENT_KEYS = ("name", "public_key", "address", "networks", "preshared_key_file")
+_NETWORKS_TEXT = 'networks like ["10.20.0.0/16"], host bits zero'
+_ADDRESS_TEXT = 'addresses with prefix length like ["10.77.0.1/24", "fd77::1/64"]'
+_IFNAME_TEXT = "1 to 15 letters, digits, '.', '_' or '-'"
+# The last label is not all digits: 203.0.113.300 is a mistyped address, not a name.
+_LABEL = r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)"
+_HOST_NAME = re.compile(rf"(?=.{{1,253}}$)({_LABEL}\.)*(?![0-9]+\.?$){_LABEL}\.?")
 
-class ConfigError(Exception):
-    """One line: file, key, what is wrong, what is allowed."""
-
-    def __init__(self, file: Path, key: str, problem: str, allowed: str) -> None:
-        where = f"{file}: {key}" if key else str(file)
-        super().__init__(f"{where}: {problem} (allowed: {allowed})")
-        self.file, self.key, self.problem, self.allowed = file, key, problem, allowed
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+_Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+_H = TypeVar("_H", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a gateway listens; `address` is numeric, or for a client a host name too."""
+    """Where a gateway listens. `address` is an IP address or, on a client, perhaps a host name."""
 
     transport: str
     address: str
@@ -81,7 +101,7 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A whole, valid configuration."""
+    """A whole, valid configuration. `uplinks` None: every interface with a default route."""
 
     role: str
     node: str
@@ -96,305 +116,250 @@ class Config:
 
 
 def load(file: Path) -> Config:
-    """Read and check `file`. Raises ConfigError at the first thing that is wrong."""
+    """Read and check `file` and the key files it names. Raises ConfigError for the first fault."""
+    common = ("role", "node", "interface", "identity", "policy")
+    top = read(file, (*common, *_ROLE_KEYS["client"], *_ROLE_KEYS["gateway"]))
+    role = top.choice("role", ROLES)
+    other = "gateway" if role == "client" else "client"
+    for key in _ROLE_KEYS[other]:
+        if key in top:
+            allowed = ", ".join((*common, *_ROLE_KEYS[role]))
+            raise top.error(key, f"is for role = '{other}', and this is a {role}", allowed)
+    return _client(top) if role == "client" else _gateway(top)
+
+
+# --- roles ---
+
+
+def _client(top: Table) -> Config:
+    node, secret, policy = _name(top, "node"), _identity(top), _policy(top)
+    table = top.table("interface", ("name", "mtu", "address"))
+    if "address" in table:
+        raise table.error("address", "a client gets its addresses from the gateway", "name, mtu")
+    name = _interface_name(table)
+    routes = _routes(top.table("routes", ("mode", "networks", "kill_switch")))
+    interface = Interface(name, _mtu(table, routes.networks))
+    keys = ("public_key", "endpoint", "preshared_key_file")
+    peer = top.table("gateway", keys, required=True)
+    rows = peer.tables("endpoint", _ENDPOINT_KEYS, required=True)
+    endpoints = tuple(_endpoint(row, names=True) for row in rows)
+    _once(peer, "endpoint", map(_shown_endpoint, endpoints))
+    _transport_allowed(top, policy, endpoints)
+    gateway = GatewayPeer(peer_key(peer, secret), endpoints, preshared_key(peer))
+    uplinks = _uplinks(top.table("uplinks", ("interfaces",)), name)
+    return Config("client", node, interface, secret, policy, gateway, uplinks, routes)
+
+
+def _gateway(top: Table) -> Config:
+    node, secret, policy = _name(top, "node"), _identity(top), _policy(top)
+    table = top.table("interface", ("name", "mtu", "address"), required=True)
+    own = [_own_address(table, text) for text in table.texts("address", _ADDRESS_TEXT)]
+    addresses = tuple(each.with_prefixlen for each in own)
+    _once(table, "address", (str(each.ip) for each in own))
+    rows = top.tables("listen", _ENDPOINT_KEYS, required=True)
+    listen = tuple(_endpoint(row, names=False) for row in rows)
+    _once(top, "listen", map(_shown_endpoint, listen))
+    _transport_allowed(top, policy, listen)
+    rows = top.tables("client", _CLIENT_KEYS)
+    if len(rows) > MAX_CLIENTS:
+        raise top.error("client", f"{len(rows)} of them", f"at most {MAX_CLIENTS}")
+    clients = tuple(_listed_client(row, own, secret) for row in rows)
+    _check_clients_together(top, clients)
+    inside = (*addresses, *(network for client in clients for network in client.networks))
+    interface = Interface(_interface_name(table), _mtu(table, inside), addresses)
+    return Config("gateway", node, interface, secret, policy, listen=listen, clients=clients)
+
+
+def _listed_client(
+    table: Table, own: Collection[ipaddress.IPv4Interface | ipaddress.IPv6Interface], secret: bytes
+) -> Client:
+    name, public = _name(table, "name"), peer_key(table, secret)
+    within = ", ".join(str(each.network) for each in own)
+    allowed = f"addresses in {within}, without prefix length"
+    texts = table.texts("address", allowed)
+    if len(texts) > MAX_ADDRESSES:
+        raise table.error("address", f"{len(texts)} of them", f"at most {MAX_ADDRESSES}")
+    addresses = []
+    for text in texts:
+        address = _ip(text)
+        if address is None:
+            raise table.error("address", f"{shown(text)} is not an address", allowed)
+        network = next((each.network for each in own if address in each.network), None)
+        if network is None:
+            raise table.error("address", f"{text} is outside [interface] address", allowed)
+        if not _is_host(address, network):
+            raise table.error("address", f"{text} names the network, not a host", allowed)
+        if any(address == each.ip for each in own):
+            raise table.error("address", f"{text} is the gateway's own", allowed)
+        addresses.append(str(address))
+    networks = _networks(table)
+    for network in networks:
+        if any(network.overlaps(each.network) for each in own):
+            problem = f"{network} overlaps the tunnel's own network"
+            raise table.error("networks", problem, f"networks outside {within}")
+    psk = preshared_key(table)
+    return Client(name, public, tuple(addresses), tuple(map(str, networks)), psk)
+
+
+def _check_clients_together(top: Table, clients: Collection[Client]) -> None:
+    """A packet from or to an inner address must be one client's and nobody else's."""
+    _once(top, "client.name", (client.name for client in clients))
+    keys = (base64.b64encode(client.public_key).decode() for client in clients)
+    _once(top, "client.public_key", keys)
+    _once(top, "client.address", (text for client in clients for text in client.address))
+    owned = [
+        (ipaddress.ip_network(text), client.name) for client in clients for text in client.networks
+    ]
+    # Sorted, a network is right behind the one that holds it, or behind another one held by it.
+    owned.sort(key=lambda row: (row[0].version, int(row[0].network_address), row[0].prefixlen))
+    for (wide, first), (narrow, second) in itertools.pairwise(owned):
+        if wide.overlaps(narrow):
+            problem = f"{narrow} of {second} overlaps {wide} of {first}"
+            raise top.error("client.networks", problem, "networks that do not overlap")
+
+
+# --- sections ---
+
+
+def _identity(top: Table) -> bytes:
+    table = top.table("identity", ("private_key_file",))
+    return key_file(table, "private_key_file", "/etc/jvpn/private.key")
+
+
+def _policy(top: Table) -> Policy:
     try:
-        table = tomllib.loads(file.read_text())
-    except OSError as error:
-        raise ConfigError(file, "", error.strerror or str(error), "a readable file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(file, "", f"is not TOML: {error}", "TOML 1.0 in UTF-8") from None
-    return _Reader(file).config(table)
+        return Policy.from_table(top.raw_table("policy"))
+    except PolicyError as error:
+        raise top.error(f"policy.{error.key}", error.problem, error.allowed) from None
 
 
-class _Table:
-    """One table of the file; every key must be taken, and be of the right type."""
-
-    def __init__(self, reader: _Reader, where: str, values: dict[str, Any]) -> None:
-        self._reader, self._where, self._values = reader, where, values
-        self._known: list[str] = []
-
-    def path(self, key: str) -> str:
-        return f"{self._where}.{key}" if self._where else key
-
-    def take(self, key: str, kind: type, allowed: str, default: Any = None) -> Any:
-        self._known.append(key)
-        if key not in self._values:
-            if default is None:
-                self._reader.fail(self.path(key), "is missing", allowed)
-            return default
-        value = self._values[key]
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            self._reader.fail(self.path(key), f"{value!r} is of the wrong type", allowed)
-        return value
-
-    def strings(self, key: str, allowed: str) -> tuple[str, ...]:
-        values = self.take(key, list, allowed, [])
-        if any(not isinstance(value, str) for value in values):
-            self._reader.fail(self.path(key), f"{values!r} is of the wrong type", allowed)
-        return tuple(values)
-
-    def table(self, key: str, default: dict[str, Any] | None = None) -> _Table:
-        values = self.take(key, dict, "a table", default)
-        return _Table(self._reader, self.path(key), values)
-
-    def tables(self, key: str) -> list[_Table]:
-        rows = self.take(key, list, f"[[{self.path(key)}]] tables", [])
-        if any(not isinstance(row, dict) for row in rows):
-            self._reader.fail(self.path(key), "is not a list of tables", f"[[{self.path(key)}]]")
-        return [
-            _Table(self._reader, f"{self.path(key)}[{n}]", row) for n, row in enumerate(rows, 1)
-        ]
-
-    def done(self) -> None:
-        for key in self._values:
-            if key not in self._known:
-                self._reader.fail(self.path(key), "unknown key", ", ".join(self._known))
+def _transport_allowed(top: Table, policy: Policy, endpoints: Collection[Endpoint]) -> None:
+    carried = sorted({endpoint.transport for endpoint in endpoints})
+    if not set(carried) & set(policy.allowed_transports):
+        problem = f"{shown(list(policy.allowed_transports))} leaves no endpoint to use"
+        raise top.error("policy.allowed_transports", problem, f"a list with {', '.join(carried)}")
 
 
-class _Reader:
-    """Turns tables into values; every failure names file, key and what is allowed."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-
-    def fail(self, key: str, problem: str, allowed: str) -> Any:
-        raise ConfigError(self._file, key, problem, allowed)
-
-    def config(self, values: dict[str, Any]) -> Config:
-        top = _Table(self, "", values)
-        role = self._choice(top, "role", ROLES)
-        node = self._name(top, "node")
-        self._refuse_other_role(role, values)
-        identity = top.table("identity", {})
-        secret = self._key_file(identity, "private_key_file", private=True)
-        identity.done()
-        interface = self._interface(top.table("interface", {}), role)
-        policy = self._policy(top)
-        if role == "client":
-            config = self._client(top, node, interface, secret, policy)
-        else:
-            config = self._gateway(top, node, interface, secret, policy)
-        top.done()
-        return config
-
-    def _refuse_other_role(self, role: str, values: dict[str, Any]) -> None:
-        foreign = ("listen", "client") if role == "client" else ("gateway", "uplinks", "routes")
-        for key in foreign:
-            if key in values:
-                other = "gateway" if role == "client" else "client"
-                self.fail(key, f"belongs to role = {other!r}, not {role!r}", "remove it")
-
-    def _client(
-        self, top: _Table, node: str, interface: Interface, secret: bytes, policy: Policy
-    ) -> Config:
-        gateway = self._gateway_peer(top.table("gateway"))
-        uplinks_table = top.table("uplinks", {})
-        uplinks = uplinks_table.strings("interfaces", "a list of interface names")
-        for name in uplinks:
-            self._check_interface_name(uplinks_table.path("interfaces"), name)
-        uplinks_table.done()
-        routes = self._routes(top.table("routes", {}))
-        return Config(
-            "client", node, interface, secret, policy, gateway, uplinks or None, routes
-        )
-
-    def _gateway(
-        self, top: _Table, node: str, interface: Interface, secret: bytes, policy: Policy
-    ) -> Config:
-        rows = top.tables("listen")
-        if not rows:
-            self.fail("listen", "is missing", "one or more [[listen]] tables")
-        listen = tuple(self._endpoint(row, numeric=True) for row in rows)
-        if len(set(listen)) != len(listen):
-            self.fail("listen", "the same endpoint twice", "each endpoint once")
-        clients = tuple(self._one_client(row, interface) for row in top.tables("client"))
-        self._unique(clients)
-        return Config(
-            "gateway", node, interface, secret, policy, listen=listen, clients=clients
-        )
-
-    def _gateway_peer(self, table: _Table) -> GatewayPeer:
-        public = self._key(table.path("public_key"), table.take("public_key", str, KEY_TEXT))
-        rows = table.tables("endpoint")
-        if not rows:
-            self.fail("gateway.endpoint", "is missing", "one or more [[gateway.endpoint]] tables")
-        endpoints = tuple(self._endpoint(row, numeric=False) for row in rows)
-        psk = self._optional_psk(table)
-        table.done()
-        return GatewayPeer(public, endpoints, psk)
-
-    def _one_client(self, table: _Table, interface: Interface) -> Client:
-        name = self._name(table, "name")
-        public = self._key(table.path("public_key"), table.take("public_key", str, KEY_TEXT))
-        addresses = table.strings("address", 'addresses like ["10.77.0.2"]')
-        if not addresses:
-            self.fail(table.path("address"), "is missing", 'addresses like ["10.77.0.2"]')
-        hosts = tuple(self._inner_host(table.path("address"), a, interface) for a in addresses)
-        networks = table.strings("networks", 'networks like ["10.9.0.0/16"]')
-        for network in networks:
-            self._network(table.path("networks"), network)
-        psk = self._optional_psk(table)
-        table.done()
-        return Client(name, public, hosts, networks, psk)
-
-    def _inner_host(self, key: str, text: str, interface: Interface) -> str:
-        networks = [ipaddress.ip_interface(address) for address in interface.address]
-        inside = ", ".join(str(n.network) for n in networks)
-        try:
-            host = ipaddress.ip_address(text)
-        except ValueError:
-            return str(self.fail(key, f"{text!r} is not an address", f"an address in {inside}"))
-        if not any(host in n.network for n in networks):
-            self.fail(key, f"{text} is outside [interface] address", f"an address in {inside}")
-        if any(host == n.ip for n in networks):
-            self.fail(key, f"{text} is the gateway's own", f"another address in {inside}")
-        return str(host)
-
-    def _unique(self, clients: tuple[Client, ...]) -> None:
-        for what, values in (
-            ("name", [client.name for client in clients]),
-            ("public_key", [client.public_key for client in clients]),
-            ("address", [address for client in clients for address in client.address]),
-        ):
-            twice = _first_twice(values)
-            if twice is not None:
-                shown = base64.b64encode(twice).decode() if isinstance(twice, bytes) else twice
-                self.fail(f"client.{what}", f"{shown} is used twice", "each client its own")
-
-    def _routes(self, table: _Table) -> Routes:
-        mode = self._choice(table, "mode", ROUTE_MODES, "split")
-        networks = table.strings("networks", 'networks like ["10.20.0.0/16"]')
-        for network in networks:
-            parsed = self._network(table.path("networks"), network)
-            if parsed.prefixlen == 0:
-                self.fail(table.path("networks"), f"{network} is everything", 'mode = "full"')
-        if networks and mode != "split":
-            self.fail(table.path("networks"), f"not used with mode = {mode!r}", 'mode = "split"')
-        kill_switch = table.take("kill_switch", bool, "true or false", False)
-        if kill_switch:
-            self.fail(table.path("kill_switch"), "is not supported by this version", "false")
-        table.done()
-        return Routes(mode, networks, kill_switch)
-
-    def _interface(self, table: _Table, role: str) -> Interface:
-        name = table.take("name", str, "an interface name", "jvpn0")
-        self._check_interface_name(table.path("name"), name)
-        addresses: tuple[str, ...] = ()
-        if role == "gateway":
-            example = 'addresses with prefix length like ["10.77.0.1/24", "fd77::1/64"]'
-            addresses = table.strings("address", example)
-            if not addresses:
-                self.fail(table.path("address"), "is missing", example)
-            for address in addresses:
-                self._interface_address(table.path("address"), address)
-        low = _MIN_MTU[6 if any(":" in address for address in addresses) else 4]
-        allowed = f"a whole number from {low} to {MAX_MTU}"
-        mtu = table.take("mtu", int, allowed, 1400)
-        if not low <= mtu <= MAX_MTU:
-            self.fail(table.path("mtu"), f"{mtu} is out of range", allowed)
-        table.done()
-        return Interface(name, mtu, addresses)
-
-    def _interface_address(self, key: str, text: str) -> None:
-        allowed = "an address with prefix length, like 10.77.0.1/24"
-        try:
-            parsed = ipaddress.ip_interface(text)
-        except ValueError:
-            self.fail(key, f"{text!r} is not an address", allowed)
-            return
-        if "/" not in text or parsed.network.prefixlen == 0:
-            self.fail(key, f"{text!r} has no prefix length", allowed)
-
-    def _policy(self, top: _Table) -> Policy:
-        values = top.take("policy", dict, "a table", {})
-        try:
-            return Policy.from_table(values)
-        except PolicyError as error:
-            raise ConfigError(
-                self._file, f"policy.{error.key}", error.problem, error.allowed
-            ) from None
-
-    def _endpoint(self, table: _Table, numeric: bool) -> Endpoint:
-        transport = self._choice(table, "transport", TRANSPORTS, "udp")
-        allowed = "an IP address" if numeric else "an IP address or a host name"
-        address = table.take("address", str, allowed)
-        try:
-            address = str(ipaddress.ip_address(address))
-        except ValueError:
-            if numeric or not _HOST_NAME.fullmatch(address) or len(address) > 253:
-                self.fail(table.path("address"), f"{address!r} is not one", allowed)
-        port = table.take("port", int, "1 to 65535")
-        if not 1 <= port <= 65535:
-            self.fail(table.path("port"), f"{port} is out of range", "1 to 65535")
-        table.done()
-        return Endpoint(transport, address, port)
-
-    def _network(self, key: str, text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-        try:
-            return ipaddress.ip_network(text)
-        except ValueError as error:
-            self.fail(key, str(error), "a network like 10.20.0.0/16, host bits zero")
-            raise
-
-    def _choice(
-        self, table: _Table, key: str, allowed: tuple[str, ...], default: str | None = None
-    ) -> str:
-        text = ", ".join(allowed)
-        value = table.take(key, str, text, default)
-        if value not in allowed:
-            self.fail(table.path(key), f"{value!r} is not one of them", text)
-        return str(value)
-
-    def _name(self, table: _Table, key: str) -> str:
-        allowed = "1 to 64 letters, digits, '.', '_' or '-'"
-        value = table.take(key, str, allowed)
-        if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", value):
-            self.fail(table.path(key), f"{value!r} is no name", allowed)
-        return str(value)
-
-    def _check_interface_name(self, key: str, name: str) -> None:
-        allowed = "1 to 15 letters, digits, '.', '_' or '-'"
-        taken = name in (".", "..", "all", "default")
-        if taken or not re.fullmatch(r"[A-Za-z0-9._-]{1,15}", name):
-            self.fail(key, f"{name!r} is no interface name", allowed)
-
-    def _optional_psk(self, table: _Table) -> bytes | None:
-        given = table.take("preshared_key_file", str, "a file", "")
-        if not given:
-            return None
-        return self._read_key_file(table.path("preshared_key_file"), given, private=True)
-
-    def _key_file(self, table: _Table, key: str, private: bool) -> bytes:
-        given = table.take(key, str, "a file", "/etc/jvpn/private.key")
-        return self._read_key_file(table.path(key), given, private)
-
-    def _read_key_file(self, key: str, given: str, private: bool) -> bytes:
-        file = (self._file.parent / given).resolve()
-        try:
-            mode = file.stat().st_mode
-            text = file.read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            why = error.strerror if isinstance(error, OSError) else "not text"
-            self.fail(key, f"{file}: {why}", f"a file holding {KEY_TEXT}")
-            raise
-        if private and mode & 0o077:
-            self.fail(key, f"{file} can be read by others", f"chmod 600 {file}")
-        return self._key(key, text)
-
-    def _key(self, key: str, text: str) -> bytes:
-        try:
-            raw = base64.b64decode(text, validate=True)
-        except (binascii.Error, ValueError):
-            raw = b""
-        if len(raw) != 32 or not any(raw):
-            self.fail(key, "is not a key", KEY_TEXT)
-        return raw
+def _routes(table: Table) -> Routes:
+    mode = table.choice("mode", ROUTE_MODES, "split")
+    networks = _networks(table)
+    if networks and mode != "split":
+        raise table.error("networks", f"has no meaning with mode = '{mode}'", "mode = 'split'")
+    if table.flag("kill_switch", False):
+        raise table.error("kill_switch", "is not supported by this version", "false")
+    return Routes(mode, tuple(map(str, networks)))
 
 
-def _first_twice(values: Iterable[Any]) -> Any:
-    seen = set()
+def _uplinks(table: Table, own: str) -> tuple[str, ...] | None:
+    if "interfaces" not in table:
+        return None
+    names = table.texts("interfaces", 'interfaces like ["wlan0", "wwan0"], or leave the key out')
+    for name in names:
+        _check_interface_name(table, "interfaces", name)
+        if name == own:
+            raise table.error("interfaces", f"{name} is the tunnel itself", "other interfaces")
+    _once(table, "interfaces", names)
+    return tuple(names)
+
+
+def _interface_name(table: Table) -> str:
+    name = table.text("name", _IFNAME_TEXT, "jvpn0")
+    _check_interface_name(table, "name", name)
+    return name
+
+
+def _check_interface_name(table: Table, key: str, name: str) -> None:
+    # "all" and "default" mean something else below /proc/sys/net
+    reserved = name in (".", "..", "all", "default")
+    if reserved or not re.fullmatch(r"[A-Za-z0-9._-]{1,15}", name):
+        raise table.error(key, f"{shown(name)} is not an interface name", _IFNAME_TEXT)
+
+
+def _mtu(table: Table, inside: Iterable[str]) -> int:
+    """IPv6, if any network `inside` the tunnel is of it, needs more than IPv4."""
+    low = MIN_MTU_IPV6 if any(":" in text for text in inside) else MIN_MTU
+    return table.number("mtu", low, MAX_MTU, 1400)
+
+
+def _endpoint(table: Table, names: bool) -> Endpoint:
+    """One of the gateway's; `names`: as a client sees it, so host names are good too."""
+    transport = table.choice("transport", TRANSPORTS, "udp")
+    allowed = "an IP address or a host name" if names else "an IP address of this host, or ::"
+    text = table.text("address", allowed)
+    address = _ip(text)
+    if address is None and not (names and _HOST_NAME.fullmatch(text)):
+        raise table.error("address", f"{shown(text)} is not an address", allowed)
+    if address is not None:
+        if address.is_multicast or (names and address.is_unspecified):
+            raise table.error("address", f"{text} is not one host's", allowed)
+        text = str(address)
+    return Endpoint(transport, text, table.number("port", 1, 65535))
+
+
+def _shown_endpoint(endpoint: Endpoint) -> str:
+    return f"{endpoint.transport} {endpoint.address} port {endpoint.port}"
+
+
+# --- single values ---
+
+
+def _name(table: Table, key: str) -> str:
+    allowed = "1 to 64 letters, digits, '.', '_' or '-'"
+    text = table.text(key, allowed)
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", text):
+        raise table.error(key, f"{shown(text)} is not a name", allowed)
+    return text
+
+
+def _once(table: Table, key: str, values: Iterable[_H]) -> None:
+    seen: set[_H] = set()
     for value in values:
         if value in seen:
-            return value
+            raise table.error(key, f"{value} is there twice", "each once")
         seen.add(value)
-    return None
+
+
+def _ip(text: str) -> _Address | None:
+    """An address without a scope; None for anything else."""
+    try:
+        return None if "%" in text else ipaddress.ip_address(text)
+    except ValueError:
+        return None
+
+
+def _is_host(address: _Address, network: _Network) -> bool:
+    """Not the network's own address, nor its IPv4 broadcast; /31 and /127 have neither."""
+    if network.prefixlen >= network.max_prefixlen - 1:
+        return True
+    broadcast = address.version == 4 and address == network.broadcast_address
+    return address != network.network_address and not broadcast
+
+
+def _own_address(table: Table, text: str) -> ipaddress.IPv4Interface | ipaddress.IPv6Interface:
+    try:
+        own = ipaddress.ip_interface(text)
+    except ValueError:
+        raise table.error("address", f"{shown(text)} is not an address", _ADDRESS_TEXT) from None
+    if "%" in text or own.ip.is_multicast or own.ip.is_loopback or own.ip.is_unspecified:
+        raise table.error("address", f"{text} cannot be a tunnel's", _ADDRESS_TEXT)
+    if "/" not in text or own.network.prefixlen == 0:
+        raise table.error("address", f"{text} has no prefix length", _ADDRESS_TEXT)
+    if not _is_host(own.ip, own.network):
+        raise table.error("address", f"{text} names the network, not a host", _ADDRESS_TEXT)
+    return own
+
+
+def _networks(table: Table) -> list[_Network]:
+    found = []
+    for text in table.texts("networks", _NETWORKS_TEXT, ()):
+        try:
+            network = ipaddress.ip_network(text)
+        except ValueError as error:
+            host_bits = "has host bits set" in str(error)
+            problem = "has host bits set" if host_bits else "is not a network"
+            problem = f"{shown(text)} {problem}"
+            raise table.error("networks", problem, _NETWORKS_TEXT) from None
+        if "%" in text or network.prefixlen == 0:
+            raise table.error("networks", f"{text} is not a part of the network", _NETWORKS_TEXT)
+        found.append(network)
+    return found
