@@ -679,7 +679,7 @@ class Gateway:
             peer.unstable_ms = now_ms
             if session.state is State.ATTACHED:
                 self._fire_stored(now_ms, peer, Event.HEARTBEAT_LATE)
-            elif silence_ms >= policy.volatile_after_ms + policy.volatile_to_degraded_ms:
+            elif silence_ms >= policy.volatile_to_degraded_ms:
                 self._fire_stored(now_ms, peer, Event.TRANSPORT_DIED)
         elif session.state is State.VOLATILE:
             if now_ms - peer.unstable_ms >= policy.stability_window_ms:
