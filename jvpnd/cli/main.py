@@ -82,7 +82,7 @@ json_option = click.option(
 @click.group(cls=Tool, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--socket",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),  # who may not open it is told better
     default=Path(SOCKET_PATH),
     show_default=True,
     help="The daemon's control socket.",
@@ -238,7 +238,7 @@ def config_group() -> None:
 
 
 @config_group.command("check")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path, readable=False))
 @json_option
 @click.pass_obj
 def config_check(options: Options, file: Path) -> None:

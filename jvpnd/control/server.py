@@ -60,7 +60,9 @@ class ControlServer:
         """Take the socket and listen; AlreadyRunning, or OSError where the path is no good."""
         listener = _listen(self._path, self._group)
         self._server = await asyncio.start_unix_server(
-            self._accept, sock=listener, limit=MAX_REQUEST
+            self._accept,
+            sock=listener,
+            limit=MAX_REQUEST - 1,  # its end not included
         )
 
     async def close(self) -> None:

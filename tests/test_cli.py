@@ -1,0 +1,549 @@
+"""jvpnctl as a user runs it: a process of its own, on a real control socket."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jvpnd.cli import text
+from jvpnd.control.server import Handler, Refused
+from jvpnd.core.policy import Policy
+from jvpnd.observe.log import EventLog
+
+from .served import Served, served
+
+Args = Mapping[str, Any]
+SESSION = "5f0c1a2b" + "00" * 12
+OTHER = "5f0d0000" + "11" * 12
+WIFI, LTE = "wlan0/udp/203.0.113.7:7700", "wwan0/udp/203.0.113.7:7700"
+TRAFFIC = {
+    "tx_bytes": 1_288_490_188,
+    "rx_bytes": 512,
+    "tx_packets": 1_234_567,
+    "rx_packets": 1,
+    "dropped": {"bad_tag": 3, "replayed": 0},
+}
+BINDING = {
+    "path": WIFI,
+    "transport": "udp",
+    "uplink": "wlan0",
+    "local": "192.0.2.5:40000",
+    "remote": "203.0.113.7:7700",
+}
+OFFLOADS = {"vnet": True, "tso": True, "uso": False, "udp_gso": True, "udp_gro": True}
+
+
+def session_row(session_id: str = SESSION, **more: Any) -> dict[str, Any]:
+    return {
+        "id": session_id,
+        "state": "ATTACHED",
+        "state_version": 3,
+        "epoch": 4,
+        "attached_since_ms": 192_500,
+        "switches": 1,
+        "rekeys": 2,
+        "suite": "AES_256_GCM",
+        "inner_addresses": ["10.77.0.2/24", "fd77::2/64"],
+        "binding": BINDING,
+        **more,
+    }
+
+
+def path_row(path: str, state: str, rtt_ms: float | None) -> dict[str, Any]:
+    return {
+        "id": path,
+        "transport": "udp",
+        "uplink": path.split("/")[0],
+        "local": "192.0.2.5",
+        "remote": "203.0.113.7:7700",
+        "state": state,
+        "rtt_ms": rtt_ms,
+        "loss": 0.015,
+        "jitter_ms": 0.42,
+        "last_heard_ms": None if rtt_ms is None else 80,
+    }
+
+
+PATHS = [path_row(WIFI, "bound", 12.25), path_row(LTE, "new", None)]
+CLIENT = {
+    "role": "client",
+    "node": "laptop",
+    "state": "ATTACHED",
+    "session": session_row(),
+    "paths": PATHS,
+    "traffic": TRAFFIC,
+    "policy_version": 1,
+    "interface": "jvpn0",
+    "offloads": OFFLOADS,
+}
+GATEWAY = {
+    "role": "gateway",
+    "node": "gw1",
+    "state": "LISTENING",
+    "listen": ["203.0.113.7:7700"],
+    "session": None,
+    "sessions": [
+        session_row(client="laptop", owner="gw1", last_heard_ms=40, traffic=TRAFFIC),
+        session_row(OTHER, client="phone\x1b[2J", owner="gw1", last_heard_ms=None, traffic=TRAFFIC),
+    ],
+    "clients_configured": 5,
+    "paths": [],
+    "traffic": TRAFFIC,
+    "policy_version": 1,
+    "interface": "jvpn0",
+    "offloads": OFFLOADS,
+}
+
+
+class Daemon:
+    """Answers as a daemon does, and remembers what it was asked to do."""
+
+    def __init__(self, status: dict[str, Any]) -> None:
+        self.orders: list[tuple[str, Any]] = []
+        self.log = EventLog("laptop", lambda: 1_700_000_000_123)
+        self.handlers: dict[str, Handler] = {
+            "events": self._events,
+            "policy": self._order("policy", lambda _: asdict(Policy())),
+            "status": self._order("status", lambda _: status),
+            "paths": self._order("paths", self._paths),
+            "sessions": self._order("sessions", lambda _: self._sessions(status)),
+            "switch": self._order("switch", self._switch),
+            "terminate": self._order("terminate", self._terminate),
+            "timeline": self._order("timeline", lambda args: self.log.recent(args["id"])),
+        }
+        self._status = status
+
+    def _order(self, name: str, answer: Any) -> Handler:
+        async def handler(args: Args) -> Any:
+            self.orders.append((name, dict(args)))
+            return answer(args)
+
+        return handler
+
+    def _sessions(self, status: dict[str, Any]) -> list[Any]:
+        return status["sessions"] if status["role"] == "gateway" else [status["session"]]
+
+    def _paths(self, _: Args) -> list[Any]:
+        if self._status["role"] == "gateway":
+            raise Refused("WRONG_ROLE", "a gateway has no paths of its own: ask the client")
+        return PATHS
+
+    def _switch(self, args: Args) -> Any:
+        if args["path"] not in (None, WIFI, LTE):
+            raise Refused("POLICY_DENY", f"no path {args['path']}")
+        return session_row(state="RECOVERING")
+
+    def _terminate(self, args: Args) -> Any:
+        if args["id"] not in (SESSION, OTHER):
+            raise Refused("SESSION_NOT_FOUND", f"no session {args['id']}")
+        return {"terminated": args["id"]}
+
+    async def _events(self, args: Args) -> AsyncIterator[Any]:
+        self.orders.append(("events", dict(args)))
+        with self.log.subscribe() as coming:
+            for event in self.log.recent(args["session"], args["limit"]):
+                yield event
+            if args["follow"]:
+                async for event in coming:
+                    yield event
+
+
+@pytest.fixture()
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "control.sock"
+
+
+@pytest.fixture()
+def daemon() -> Daemon:
+    found = Daemon(CLIENT)
+    found.log.append("SESSION_CREATED", SESSION, "laptop", reason="HANDSHAKE_OK")
+    found.log.append(
+        *("STATE_CHANGE", SESSION, "laptop", "ATTACHED", "RECOVERING", "TRANSPORT_DEAD", 2, 1),
+        {"path": WIFI, "why": "ENETDOWN: Network is down"},
+    )
+    found.log.append("SECURITY_EVENT", reason="AUTH_FAIL", details={"remote": "192.0.2.1:9"})
+    return found
+
+
+@pytest.fixture()
+def host(path: Path, daemon: Daemon) -> Iterator[Served]:
+    with served(path, daemon.handlers) as running:
+        yield running
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "jvpnd.cli.main", *arguments]
+
+
+def jvpnctl(*arguments: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, **env},
+    )
+
+
+def ctl(path: Path, *arguments: str) -> str:
+    """The output of a command that must go well."""
+    done = jvpnctl("--socket", str(path), *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+# --- watching ---
+
+
+@pytest.mark.usefixtures("host")
+def test_status_as_json_is_what_the_daemon_said_wherever_the_option_stands(path: Path) -> None:
+    assert json.loads(ctl(path, "--json", "status")) == CLIENT
+    assert json.loads(ctl(path, "status", "--json")) == CLIENT
+
+
+@pytest.mark.usefixtures("host")
+def test_status_of_a_client_in_words(path: Path) -> None:
+    out = ctl(path, "status")
+    assert out.startswith("client laptop: ATTACHED on jvpn0\n")
+    for words in (
+        f"session   {SESSION}\n",
+        f"bound to  {WIFI} from 192.0.2.5:40000\n",
+        "3m 12s ago (epoch 4, 1 switch, 2 rekeys)",
+        "1.2 GiB (1,234,567 packets)",
+        "512 B (1 packet)",
+        "bad_tag 3\n",
+        "vnet tso udp_gso udp_gro (missing: uso)",
+        "12.2 ms",
+        "1.5%",
+        "never",
+    ):
+        assert words in out
+    assert "replayed" not in out
+    assert "\x1b" not in out
+
+
+def test_status_without_a_session_still_renders(path: Path) -> None:
+    bare = {**CLIENT, "state": "BIRTH", "session": None, "paths": [], "resting": True}
+    with served(path, Daemon(bare).handlers):
+        out = ctl(path, "status")
+    assert "client laptop: BIRTH" in out
+    assert "no paths" in out
+    assert "no new session until jvpnd is started again" in out
+
+
+def test_status_of_a_gateway_lists_its_clients_and_nothing_moves_the_cursor(path: Path) -> None:
+    with served(path, Daemon(GATEWAY).handlers):
+        out = ctl(path, "status")
+    assert out.startswith("gateway gw1: LISTENING on jvpn0\n")
+    assert "2 of 5 clients" in out
+    assert "\x1b" not in out
+    assert "phone?[2J" in out
+    header, laptop, phone = out.splitlines()[-3:]
+    assert header.startswith("CLIENT")
+    for column in ("SESSION", "STATE", "REMOTE", "HEARD", "SENT"):
+        assert laptop[header.index(column) - 1] == phone[header.index(column) - 1] == " "
+        assert laptop[header.index(column)] != " "
+
+
+@pytest.mark.usefixtures("host")
+def test_sessions_and_paths(path: Path) -> None:
+    assert SESSION[:8] in ctl(path, "sessions")
+    assert json.loads(ctl(path, "--json", "paths")) == PATHS
+    assert WIFI in ctl(path, "paths")
+
+
+@pytest.mark.usefixtures("host")
+def test_the_policy_in_force(path: Path) -> None:
+    out = ctl(path, "policy", "show")
+    assert re.search(r"session_ttl_ms +86400000 +1d 0h\n", out)
+    assert re.search(r"latency_floor_ms +0 +off\n", out)
+    assert json.loads(ctl(path, "policy", "show", "--json"))["max_switches_per_minute"] == 8
+
+
+@pytest.mark.usefixtures("host")
+def test_events_one_a_line(path: Path, daemon: Daemon) -> None:
+    lines = [json.loads(line) for line in ctl(path, "--json", "events").splitlines()]
+    assert lines == daemon.log.recent()
+    told = ctl(path, "events").splitlines()
+    assert len(told) == 3
+    assert "ATTACHED -> RECOVERING  TRANSPORT_DEAD  laptop 5f0c1a2b" in told[1]
+    assert "why=ENETDOWN: Network is down" in told[1]
+    assert daemon.orders[-1] == ("events", {"follow": False, "session": None, "limit": None})
+
+
+@pytest.mark.usefixtures("host")
+def test_events_of_a_session_and_only_the_newest(path: Path, daemon: Daemon) -> None:
+    (line,) = ctl(path, "events", "--session", "5f0c", "-n", "1").splitlines()
+    assert "TRANSPORT_DEAD" in line
+    assert daemon.orders == [("events", {"follow": False, "session": "5f0c", "limit": 1})]
+
+
+def test_events_are_followed_until_interrupted(path: Path, daemon: Daemon, host: Served) -> None:
+    with subprocess.Popen(
+        command("--socket", str(path), "--json", "events", "--follow"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as following:
+        assert following.stdout is not None
+        assert following.stderr is not None
+        try:
+            seen = [json.loads(following.stdout.readline())["seq"] for _ in range(3)]
+            host.call(lambda: daemon.log.append("REKEY", SESSION))
+            seen.append(json.loads(following.stdout.readline())["seq"])
+            assert seen == [1, 2, 3, 4]
+            following.send_signal(signal.SIGINT)
+            assert following.wait(20) == 0
+            assert following.stderr.read() == ""
+        finally:
+            following.kill()
+
+
+@pytest.mark.usefixtures("host")
+def test_the_timeline_of_all_of_one_and_of_none(path: Path) -> None:
+    out = ctl(path, "timeline")
+    assert f"session {SESSION}, laptop, RECOVERING" in out
+    assert "under way" in out
+    assert "AUTH_FAIL" in out
+    assert "AUTH_FAIL" not in ctl(path, "timeline", "5f0c")
+    (session,) = json.loads(ctl(path, "--json", "timeline", SESSION))["sessions"]
+    assert session["recoveries"][0]["cause"] == "TRANSPORT_DEAD"
+    none = jvpnctl("--socket", str(path), "timeline", "ffff")
+    assert (none.returncode, none.stdout) == (1, "")
+    assert "SESSION_NOT_FOUND" in none.stderr
+
+
+# --- steering ---
+
+
+@pytest.mark.usefixtures("host")
+@pytest.mark.parametrize(
+    ("said", "sent"), [(LTE, LTE), ("wwan0", LTE), ("wlan0/udp", WIFI), ("--best", None)]
+)
+def test_switch_names_a_path_in_full_in_short_or_none(
+    path: Path, daemon: Daemon, said: str, sent: str | None
+) -> None:
+    assert ctl(path, "switch", said) == "ordered: the session is RECOVERING\n"
+    assert daemon.orders[-1] == ("switch", {"path": sent})
+
+
+@pytest.mark.usefixtures("host")
+@pytest.mark.parametrize("said", [[], [WIFI, "--best"], ["w"]])
+def test_an_unclear_switch_is_a_usage_error_and_orders_nothing(
+    path: Path, daemon: Daemon, said: list[str]
+) -> None:
+    done = jvpnctl("--socket", str(path), "switch", *said)
+    assert done.returncode == 2
+    assert "switch" not in [name for name, _ in daemon.orders]
+
+
+@pytest.mark.usefixtures("host")
+@pytest.mark.parametrize("said", ["eth9", ""])
+def test_a_refused_switch_exits_1_with_the_reason(path: Path, said: str) -> None:
+    done = jvpnctl("--socket", str(path), "switch", said)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"jvpnctl: POLICY_DENY: no path {said}\n"
+
+
+def test_terminate_finds_the_session_by_how_its_id_begins(path: Path) -> None:
+    gateway = Daemon(GATEWAY)
+    with served(path, gateway.handlers):
+        assert ctl(path, "terminate", "5f0d") == f"terminated {OTHER}\n"
+        assert jvpnctl("--socket", str(path), "terminate", "5f0").returncode == 2
+        assert jvpnctl("--socket", str(path), "terminate", "").returncode == 1
+        assert jvpnctl("--socket", str(path), "terminate", "99").returncode == 1
+    ended = [args["id"] for name, args in gateway.orders if name == "terminate"]
+    assert ended == [OTHER, "", "99"]
+
+
+def test_a_gateway_says_that_it_has_no_paths(path: Path) -> None:
+    with served(path, Daemon(GATEWAY).handlers):
+        done = jvpnctl("--socket", str(path), "paths")
+    assert done.returncode == 1
+    assert "WRONG_ROLE" in done.stderr
+
+
+# --- without a daemon ---
+
+
+@pytest.mark.parametrize("asked", ["status", "sessions", "paths", "events", "timeline"])
+def test_no_daemon_is_exit_3_and_one_line(path: Path, asked: str) -> None:
+    done = jvpnctl("--socket", str(path), asked)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert re.fullmatch(r"jvpnctl: the daemon is not running: .*\n", done.stderr)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="has to become somebody else")
+def test_who_may_not_open_the_socket_is_told_so() -> None:
+    code = (
+        "import os, sys; from jvpnd.cli.main import main\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534); main()"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        path = Path(folder) / "control.sock"
+        with served(path, Daemon(CLIENT).handlers):
+            arguments = [sys.executable, "-c", code, "--socket", str(path), "status"]
+            done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("jvpnctl: PERMISSION_DENIED: ")
+
+
+@pytest.mark.parametrize("said", [["reboot"], ["status", "now"], ["--frobnicate"], ["terminate"]])
+def test_bad_usage_is_exit_2(said: list[str]) -> None:
+    assert jvpnctl(*said).returncode == 2
+
+
+def test_a_key_is_32_clamped_bytes_and_new_each_time() -> None:
+    first, second = jvpnctl("keygen").stdout, jvpnctl("keygen").stdout
+    assert first != second
+    key = base64.b64decode(first, validate=False)
+    assert (len(key), key[0] & 7, key[31] & 0xC0) == (32, 0, 0x40)
+    assert re.fullmatch(r"[A-Za-z0-9+/]{43}=\n", first)
+
+
+def test_pubkey_is_that_of_rfc_7748() -> None:
+    """Section 6.1: Alice's keys."""
+    private = bytes.fromhex("77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a")
+    public = bytes.fromhex("8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a")
+    done = jvpnctl("pubkey", stdin=base64.b64encode(private).decode())
+    assert base64.b64decode(done.stdout) == public
+
+
+@pytest.mark.skipif(shutil.which("wg") is None, reason="compares with wg")
+def test_keys_are_those_of_wg() -> None:
+    private = jvpnctl("keygen").stdout
+    wg = subprocess.run(["wg", "pubkey"], input=private, capture_output=True, text=True, check=True)
+    assert jvpnctl("pubkey", stdin=private).stdout == wg.stdout
+
+
+@pytest.mark.parametrize("said", ["", "short", "A" * 43, "!" * 44, "AAAA" * 20])
+def test_what_is_no_key_is_exit_2(said: str) -> None:
+    done = jvpnctl("pubkey", stdin=said)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "base64 of 32 bytes" in done.stderr
+
+
+def test_keygen_warns_of_a_file_that_others_may_read(tmp_path: Path) -> None:
+    for mode, warns in ((0o644, True), (0o600, False)):
+        file = tmp_path / f"key-{mode}"
+        file.touch()
+        file.chmod(mode)
+        with file.open("w") as out:
+            done = subprocess.run(
+                command("keygen"), stdout=out, stderr=subprocess.PIPE, text=True, check=True
+            )
+        assert ("umask 077" in done.stderr) is warns
+        assert len(file.read_text()) == 45
+
+
+def write_config(folder: Path, more: str = "") -> Path:
+    key = folder / "private.key"
+    key.write_text(jvpnctl("keygen").stdout)
+    key.chmod(0o600)
+    public = jvpnctl("pubkey", stdin=jvpnctl("keygen").stdout).stdout.strip()
+    file = folder / "jvpnd.toml"
+    file.write_text(
+        f'role = "client"\nnode = "laptop"\n{more}\n[identity]\nprivate_key_file = "{key}"\n'
+        f'[gateway]\npublic_key = "{public}"\n[[gateway.endpoint]]\n'
+        'transport = "udp"\naddress = "203.0.113.7"\nport = 7700\n'
+    )
+    return file
+
+
+def test_config_check_of_a_good_and_of_a_bad_file(tmp_path: Path) -> None:
+    file = write_config(tmp_path)
+    good = jvpnctl("config", "check", str(file))
+    assert (good.returncode, good.stdout) == (0, f"{file}: ok: client laptop\n")
+    file = write_config(tmp_path, "frobnicate = 1")
+    bad = jvpnctl("config", "check", str(file))
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert bad.stderr.startswith(f"jvpnctl: {file}: frobnicate: ")
+    assert bad.stderr.count("\n") == 1
+
+
+# --- colours and words ---
+
+
+@pytest.mark.usefixtures("host")
+@pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
+def test_colours_only_on_a_terminal_and_not_with_no_color(
+    path: Path, no_color: str, coloured: bool
+) -> None:
+    out = on_a_terminal(
+        command("--socket", str(path), "status"), {**os.environ, "NO_COLOR": no_color}
+    )
+    assert ("\x1b[32mATTACHED" in out) is coloured
+    assert ("\x1b[" in out) is coloured
+
+
+def on_a_terminal(arguments: list[str], env: dict[str, str]) -> str:
+    """What the command writes to a pseudo terminal."""
+    ours, theirs = os.openpty()
+    try:
+        with subprocess.Popen(arguments, stdout=theirs, env=env) as process:
+            os.close(theirs)
+            output = b""
+            while True:
+                try:
+                    chunk = os.read(ours, 65536)
+                except OSError:  # EIO: the last writer has closed it
+                    break
+                if not chunk:
+                    break
+                output += chunk
+            assert process.wait(20) == 0
+    finally:
+        os.close(ours)
+    return output.decode()
+
+
+@pytest.mark.parametrize(
+    ("ms", "words"),
+    [
+        (None, "-"),
+        (0, "0 ms"),
+        (0.42, "0.42 ms"),
+        (61.5, "61.5 ms"),
+        (999, "999 ms"),
+        (1_000, "1.0 s"),
+        (59_999, "59.9 s"),
+        (60_000, "1m 0s"),
+        (3_599_999, "59m 59s"),
+        (3_600_000, "1h 0m"),
+        (86_399_999, "23h 59m"),
+        (266_400_000, "3d 2h"),
+    ],
+)
+def test_durations_in_words(ms: float | None, words: str) -> None:
+    assert text.duration(ms) == words
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1024**2 - 1, "1.0 MiB"),
+        (1_288_490_188, "1.2 GiB"),
+        (5 * 1024**6, "5120.0 PiB"),
+    ],
+)
+def test_sizes_in_words(count: int, words: str) -> None:
+    assert text.size(count) == words
