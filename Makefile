@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # python-pytun is compiled: hence gcc and the headers. The rest is for namespaces and traffic.
-PACKAGES := python3 python3-venv python3-dev gcc libc6-dev iproute2 iputils-ping nftables conntrack procps
+PACKAGES := python3 python3-venv python3-dev gcc libc6-dev iproute2 iputils-ping nftables conntrack ethtool procps
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
 .PHONY: packages venv lint unit netns test demo measure clean
