@@ -237,7 +237,11 @@ def test_status_of_a_client_in_words(path: Path) -> None:
     assert "\x1b" not in out
 
 
-def test_status_without_a_session_still_renders(path: Path) -> None:
+def test_status_without_a_binding_or_a_session_still_renders(path: Path) -> None:
+    unbound = {**CLIENT, "session": session_row(state="RECOVERING", binding=None)}
+    with served(path, Daemon(unbound).handlers):
+        out = ctl(path, "status")
+    assert re.search(r"bound to +none\n +last attached +3m 12s ago", out)
     bare = {**CLIENT, "state": "BIRTH", "session": None, "paths": [], "resting": True}
     with served(path, Daemon(bare).handlers):
         out = ctl(path, "status")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from jvpnd.core.policy import Policy
 from jvpnd.core.reasons import Reason
 from jvpnd.observe.timeline import LIMITS
 
@@ -45,7 +46,5 @@ def test_event_types_that_the_core_emits_are_documented() -> None:
 
 
 def test_limits_name_fields_of_the_policy() -> None:
-    from jvpnd.core.policy import Policy
-
     for bound in LIMITS.values():
         assert all(hasattr(Policy(), name) for name in bound.split(", "))

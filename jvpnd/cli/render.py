@@ -122,7 +122,7 @@ def _session_fields(session: Json) -> list[tuple[str, str | None]]:
     return [
         ("session", session["id"] or "not named yet"),
         ("bound to", bound),
-        ("attached", f"{ago(since)} ({', '.join(counts)})"),
+        ("attached" if binding else "last attached", f"{ago(since)} ({', '.join(counts)})"),
         ("inner", ", ".join(session["inner_addresses"]) or None),
         ("cipher", session.get("suite")),
     ]

@@ -97,7 +97,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]], indent: str =
     for number, row in enumerate(cells):
         padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         padded[-1] = row[-1]
-        lines.append(indent + "  ".join(map(bold if number == 0 else paint, padded)))
+        line = "  ".join(map(bold if number == 0 else paint, padded))
+        lines.append(f"{indent}{line}".rstrip())
     return "\n".join(lines)
 
 
