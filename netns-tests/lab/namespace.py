@@ -30,6 +30,22 @@ class Namespace:
     def ip(self, *arguments: str) -> None:
         ip("-n", self.name, *arguments)
 
+    def ip_batch(self, *lines: str) -> None:
+        """Several `ip` commands in one process, one right after the other."""
+        # -6 is an option of ip, not of a batch line: such lines get a batch of their own.
+        for option in ("-4", "-6"):
+            chosen = [line for line in lines if line.startswith("-6 ") == (option == "-6")]
+            text = "\n".join(line.removeprefix("-6 ") for line in chosen)
+            family = [option] if option == "-6" else []
+            subprocess.run(
+                ["ip", "-n", self.name, *family, "-batch", "-"],
+                input=text,
+                text=True,
+                check=True,
+                timeout=60,
+                capture_output=True,
+            )
+
     def argv(self, *command: str) -> list[str]:
         """The command as run inside."""
         return ["ip", "netns", "exec", self.name, *command]

@@ -55,13 +55,17 @@ class Uplink:
 
     def set_up(self, host: int = 2) -> None:
         """Link up, address and default route, as a DHCP client would leave them."""
-        n, client = self.number, self._client
-        client.ip("addr", "replace", f"10.{n}.0.{host}/24", "dev", self.device)
-        client.ip("link", "set", self.device, "up")
-        client.ip("addr", "replace", f"fd0{n}::{host}/64", "dev", self.device, "nodad")
-        metric = ("dev", self.device, "metric", str(100 * n))
-        client.ip("route", "replace", "default", "via", f"10.{n}.0.1", *metric)
-        client.ip("-6", "route", "replace", "default", "via", f"fd0{n}::1", *metric)
+        self._client.ip_batch(*self._lease(host))
+
+    def _lease(self, host: int) -> list[str]:
+        n, metric = self.number, f"dev {self.device} metric {100 * self.number}"
+        return [
+            f"addr replace 10.{n}.0.{host}/24 dev {self.device}",
+            f"link set {self.device} up",
+            f"route replace default via 10.{n}.0.1 {metric}",
+            f"addr replace fd0{n}::{host}/64 dev {self.device} nodad",
+            f"-6 route replace default via fd0{n}::1 {metric}",
+        ]
 
     def set_down(self) -> None:
         """As if the cable were pulled: the client's kernel tells."""
@@ -69,8 +73,8 @@ class Uplink:
 
     def change_address(self, host: int) -> None:
         """A new lease: the old address goes, the new one and its route come."""
-        self._client.ip("addr", "flush", "dev", self.device, "scope", "global")
-        self.set_up(host)
+        flush = f"addr flush dev {self.device} scope global"
+        self._client.ip_batch(flush, *self._lease(host))
 
     def silence(self) -> None:
         """A blackhole: nothing passes the wire, and no interface tells."""
