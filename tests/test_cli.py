@@ -161,12 +161,12 @@ class Daemon:
                     yield event
 
 
-@pytest.fixture()
+@pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "control.sock"
 
 
-@pytest.fixture()
+@pytest.fixture
 def daemon() -> Daemon:
     found = Daemon(CLIENT)
     found.log.append("SESSION_CREATED", SESSION, "laptop", reason="HANDSHAKE_OK")
@@ -178,7 +178,7 @@ def daemon() -> Daemon:
     return found
 
 
-@pytest.fixture()
+@pytest.fixture
 def host(path: Path, daemon: Daemon) -> Iterator[Served]:
     with served(path, daemon.handlers) as running:
         yield running

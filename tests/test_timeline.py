@@ -8,8 +8,8 @@ from jvpnd.cli import render
 from jvpnd.core.effects import Effect, Emit
 from jvpnd.core.reasons import Reason
 from jvpnd.core.session import Machine, Session
-from jvpnd.core.states import State
 from jvpnd.core.states import Event as On
+from jvpnd.core.states import State
 from jvpnd.observe.log import Event, EventLog
 from jvpnd.observe.timeline import LIMITS, timeline
 
