@@ -1,0 +1,269 @@
+"""Client and gateway in the simulated network: the real core, a model data plane, and an echo."""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from random import Random
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PublicKey
+
+from jvpnd.core.client import ClientAgent, Identity
+from jvpnd.core.effects import (
+    BindReceive,
+    BindSend,
+    Destination,
+    Effect,
+    Emit,
+    Expect,
+    Origin,
+    PauseTun,
+    ReleaseReceive,
+    ReleaseSend,
+    SaveTimestamp,
+    Send,
+    Swap,
+    Unexpect,
+)
+from jvpnd.core.gateway import Gateway, Stored
+from jvpnd.core.path import PathInfo
+from jvpnd.core.peer import ClientEntry
+from jvpnd.core.policy import Policy
+from jvpnd.core.watch import Traffic
+from jvpnd.core.wire import PacketType
+
+from .invariants import History
+from .plane import Ledger, Plane
+from .world import Packet, Peer, Whereabouts
+
+ECHO_EVERY_MS = 5
+QUEUE_MAX = 500  # packets that the kernel keeps while the TUN is left unread
+_ECHO = struct.Struct("<Q")
+
+
+class SeededEntropy:
+    """The boot's dice. ML-KEM cannot be seeded: its bytes differ between runs, nothing else does."""
+
+    def __init__(self, random: Random) -> None:
+        self._random = random
+
+    def draw(self, count: int) -> bytes:
+        return self._random.randbytes(count)
+
+    def encapsulate(self, public_key: bytes) -> tuple[bytes, bytes]:
+        return MLKEM768PublicKey.from_public_bytes(public_key).encapsulate()
+
+
+def _destination(source: Whereabouts) -> Destination:
+    return source if isinstance(source, str) else Origin(source.socket_id, source.remote)
+
+
+def _whereabouts(to: Destination) -> Whereabouts:
+    return to if isinstance(to, str) else Peer(to.socket_id, to.remote)
+
+
+class _End:
+    """What both ends share: perform effects in order, collect packets, keep the history."""
+
+    def __init__(self, core: Any, ledger: Ledger, history: History) -> None:
+        self.core, self.plane, self.history = core, Plane(ledger), history
+        self.now_ms = 0
+        self._out: list[Packet] = []
+
+    def receive(self, now_ms: int, source: Whereabouts, data: bytes) -> None:
+        self.now_ms = now_ms
+        if data[:1] == bytes([PacketType.DATA]):
+            self._data(_destination(source), data)
+        else:
+            self.core.packet_received(now_ms, _destination(source), data)
+
+    def drain(self) -> list[Packet]:
+        while effects := self.core.drain():
+            for effect in effects:
+                self._perform(effect)
+        self.history.check(self.core)
+        out, self._out = self._out, []
+        return out
+
+    def _perform(self, effect: Effect) -> None:
+        plane = self.plane
+        if isinstance(effect, Send):
+            self._out.append(Packet(_whereabouts(effect.to), effect.data))
+        elif isinstance(effect, Emit):
+            self.history.note(self.now_ms, effect)
+        elif isinstance(effect, BindSend):
+            plane.bind_send(effect)
+        elif isinstance(effect, BindReceive):
+            for source, packet in plane.bind_receive(effect):
+                self._data(source, packet)
+        elif isinstance(effect, ReleaseSend):
+            plane.sending.pop(effect.session_id, None)
+        elif isinstance(effect, ReleaseReceive):
+            plane.release_receive(effect.index)
+        elif isinstance(effect, Expect):
+            plane.expected.add(effect.index)
+        elif isinstance(effect, Unexpect):
+            plane.expected.discard(effect.index)
+        else:
+            self._perform_own(effect)
+
+    def _send_data(self, session_id: bytes, plain: bytes) -> bool:
+        sealed = self.plane.seal(self.now_ms, session_id, plain)
+        if sealed is not None:
+            self._out.append(Packet(_whereabouts(sealed[0]), sealed[1]))
+        return sealed is not None
+
+    def _perform_own(self, effect: Effect) -> None:
+        raise NotImplementedError
+
+    def _data(self, source: Destination, packet: bytes) -> None:
+        raise NotImplementedError
+
+
+class ClientEnd(_End):
+    """A client that sends an echo every 5 ms while `busy`; `disk` survives its crashes."""
+
+    def __init__(
+        self,
+        random: Random,
+        identity: Identity,
+        policy: Policy,
+        paths: list[str],
+        ledger: Ledger,
+        history: History,
+        disk: dict[str, int],
+    ) -> None:
+        agent = ClientAgent(
+            identity, policy, SeededEntropy(random), 1e12, disk.get("timestamp", 0)
+        )
+        super().__init__(agent, ledger, history)
+        self.agent: ClientAgent = agent
+        self.busy = True
+        self._disk = disk
+        self._paths = paths
+        self._paused = True
+        self._queue: deque[bytes] = deque(maxlen=QUEUE_MAX)
+        self._number = 0
+        self._next_echo_ms = 0
+        self.sent_ms: dict[int, int] = {}
+        self.back_ms: list[int] = []  # when echoes came back, in order
+        self.lost: set[int] = set()
+
+    def start(self, now_ms: int) -> None:
+        self.now_ms = self._next_echo_ms = now_ms
+        for name in self._paths:
+            self.add_path(now_ms, name)
+
+    def add_path(self, now_ms: int, name: str) -> None:
+        self.now_ms = now_ms
+        self.agent.path_added(now_ms, PathInfo(name, "udp", name, "local", "remote"))
+
+    def remove_path(self, now_ms: int, name: str) -> None:
+        self.now_ms = now_ms
+        self.agent.path_removed(now_ms, name, "uplink lost")
+
+    def next_timer_ms(self) -> int:
+        core_ms = -int(-self.agent.next_timer_ms(self.now_ms) // 1)
+        core_ms = max(core_ms, self.now_ms + 1)
+        return min(core_ms, max(self._next_echo_ms, self.now_ms)) if self.busy else core_ms
+
+    def timer(self, now_ms: int) -> None:
+        self.now_ms = now_ms
+        if self.busy and now_ms >= self._next_echo_ms:
+            self._next_echo_ms = now_ms + ECHO_EVERY_MS
+            self._number += 1
+            self.sent_ms[self._number] = now_ms
+            self.lost.add(self._number)
+            self._queue.append(_ECHO.pack(self._number))
+            self._read_tun()
+        plane = self.plane
+        self.agent.traffic(
+            now_ms,
+            Traffic(plane.tx, plane.last_tx_ms, plane.rx, plane.last_rx_ms, plane.rx_index),
+        )
+        self.agent.timer(now_ms)
+
+    def _read_tun(self) -> None:
+        while self._queue and not self._paused:
+            session = self.agent.session
+            if session is None or session.id is None:
+                self._queue.clear()
+            else:
+                self._send_data(session.id, self._queue.popleft())
+
+    def _data(self, source: Destination, packet: bytes) -> None:
+        opened = self.plane.open(self.now_ms, source, packet)
+        if opened is not None:
+            (number,) = _ECHO.unpack(opened[1])
+            assert number in self.lost, f"echo {number} delivered twice"
+            self.lost.discard(number)
+            self.back_ms.append(self.now_ms)
+
+    def _perform_own(self, effect: Effect) -> None:
+        if isinstance(effect, PauseTun):
+            self._paused = effect.paused
+            self._read_tun()
+        elif isinstance(effect, SaveTimestamp):
+            assert effect.value > self._disk.get("timestamp", 0)
+            self._disk["timestamp"] = effect.value
+
+    def longest_gap_ms(self, since_ms: int) -> int:
+        """The longest time between two echoes that came back, from `since_ms` to now."""
+        times = [t for t in self.back_ms if t >= since_ms]
+        before = [t for t in self.back_ms if t < since_ms][-1:]
+        times = [*(before or [since_ms]), *times, self.now_ms]
+        return max(later - earlier for earlier, later in zip(times, times[1:], strict=False))
+
+
+class GatewayEnd(_End):
+    """A gateway that answers echoes. `table` is its session table, lost or kept over a crash."""
+
+    def __init__(
+        self,
+        random: Random,
+        secret: bytes,
+        entries: list[ClientEntry],
+        policy: Policy,
+        ledger: Ledger,
+        history: History,
+    ) -> None:
+        gateway = Gateway("gw", secret, entries, policy, SeededEntropy(random), has_aes=True)
+        super().__init__(gateway, ledger, history)
+        self.gateway: Gateway = gateway
+        self.versions: dict[bytes, int] = {}
+        self.outcome: Stored | None = None  # what the table says instead, in tests of its failure
+
+    def start(self, now_ms: int) -> None:
+        self.now_ms = now_ms
+
+    def next_timer_ms(self) -> int:
+        return max(self.now_ms + 1, -int(-self.gateway.next_timer_ms(self.now_ms) // 1))
+
+    def timer(self, now_ms: int) -> None:
+        self.now_ms = now_ms
+        self.gateway.timer(now_ms)
+
+    def _data(self, source: Destination, packet: bytes) -> None:
+        opened = self.plane.open(self.now_ms, source, packet)
+        if opened is None:
+            return
+        session_id, plain = opened
+        index = self.plane.rx_index
+        self.gateway.data_heard(self.now_ms, session_id, self.now_ms, index)
+        if source != self.plane.receiving[index].binding.to:
+            assert isinstance(source, Origin)
+            self.gateway.heard_from_elsewhere(self.now_ms, index, source)
+        self._send_data(session_id, plain)
+
+    def _perform_own(self, effect: Effect) -> None:
+        if not isinstance(effect, Swap):
+            return
+        held = self.versions.get(effect.session_id, 0)
+        outcome = Stored.OK if held == effect.expected else Stored.CONFLICT
+        outcome = self.outcome or outcome
+        if outcome is Stored.OK:
+            version = effect.record["state_version"]
+            assert isinstance(version, int)
+            self.versions[effect.session_id] = version
+        self.gateway.store_result(self.now_ms, effect.token, outcome)

@@ -1,0 +1,134 @@
+"""A client with two paths to a gateway, ready to be mistreated."""
+
+from __future__ import annotations
+
+from random import Random
+
+from jvpnd.core.client import ClientAgent, Identity
+from jvpnd.core.noise import public_key
+from jvpnd.core.peer import ClientEntry
+from jvpnd.core.policy import Policy
+from jvpnd.core.session import Session
+from jvpnd.core.states import State
+
+from .ends import ClientEnd, GatewayEnd
+from .invariants import History
+from .plane import Ledger
+from .world import Conditions, World
+
+PATHS = ("wlan", "wwan")
+ADDRESS = ("10.77.0.2/24", "fd77::2/64")
+WELL = Conditions(delay_ms=10)
+
+
+class Net:
+    """The world of most tests. `policy` holds on both ends."""
+
+    def __init__(
+        self, seed: int = 1, policy: Policy | None = None, conditions: Conditions = WELL
+    ) -> None:
+        self.policy = policy or Policy()
+        self.world = World(seed)
+        self.ledger = Ledger()
+        bound = self.policy.max_switches_per_minute
+        self.client_history, self.gateway_history = History(bound), History(bound)
+        self.disk: dict[str, int] = {}
+        dice = Random(seed)
+        self.secret, self.gateway_secret = dice.randbytes(32), dice.randbytes(32)
+        self.identity = Identity(
+            "laptop", self.secret, public_key(self.gateway_secret), has_aes=True
+        )
+        self.entry = ClientEntry("laptop", public_key(self.secret), ADDRESS)
+        self.up = set(PATHS)
+        self.world.add_node("gateway", self._boot_gateway)
+        for number, name in enumerate(PATHS, start=1):
+            self.world.add_path(
+                name, "client", "gateway", (f"198.51.100.{number}", 40000), 0, conditions, conditions
+            )
+        self.world.add_node("client", self._boot_client)
+
+    def _boot_client(self, random: Random) -> ClientEnd:
+        self.client_history.rebooted()
+        return ClientEnd(
+            random,
+            self.identity,
+            self.policy,
+            sorted(self.up),
+            self.ledger,
+            self.client_history,
+            self.disk,
+        )
+
+    def _boot_gateway(self, random: Random) -> GatewayEnd:
+        return GatewayEnd(
+            random,
+            self.gateway_secret,
+            [self.entry],
+            self.policy,
+            self.ledger,
+            self.gateway_history,
+        )
+
+    @property
+    def client(self) -> ClientEnd:
+        end = self.world.endpoint("client")
+        assert isinstance(end, ClientEnd)
+        return end
+
+    @property
+    def gateway(self) -> GatewayEnd:
+        end = self.world.endpoint("gateway")
+        assert isinstance(end, GatewayEnd)
+        return end
+
+    @property
+    def agent(self) -> ClientAgent:
+        return self.client.agent
+
+    @property
+    def session(self) -> Session:
+        assert self.agent.session is not None
+        return self.agent.session
+
+    @property
+    def now_ms(self) -> int:
+        return self.world.now_ms
+
+    @property
+    def bound(self) -> str:
+        assert self.agent.bound is not None
+        return self.agent.bound.id
+
+    def run(self, for_ms: int) -> None:
+        self.world.run(self.world.now_ms + for_ms)
+
+    def attach(self) -> bytes:
+        """Run until attached on both ends and settled; returns the SessionID."""
+        self.world.run_until(self.is_attached, self.now_ms + 20_000)
+        self.run(1_500)
+        assert self.session.id is not None
+        return self.session.id
+
+    def is_attached(self) -> bool:
+        end = self.world.endpoint("client")
+        session = end.agent.session if end is not None else None
+        return (
+            session is not None
+            and session.state is State.ATTACHED
+            and session.id in self.gateway.gateway.sessions
+        )
+
+    def link_down(self, name: str) -> None:
+        """The uplink goes, and the client's kernel says so."""
+        self.up.discard(name)
+        self.world.call("client", lambda end, now_ms: end.remove_path(now_ms, name))
+
+    def link_up(self, name: str) -> None:
+        self.up.add(name)
+        self.world.call("client", lambda end, now_ms: end.add_path(now_ms, name))
+
+    def blackhole(self, name: str) -> None:
+        self.world.paths[name].cut()
+
+    def heal(self, name: str, conditions: Conditions = WELL) -> None:
+        self.world.paths[name].up = self.world.paths[name].down = conditions
