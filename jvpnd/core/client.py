@@ -128,6 +128,7 @@ class ClientAgent:
         self._unstable_ms = 0.0
         self._paused = True  # nothing may leave before there is a session
         self._due_ms: float | None = None
+        self._checked_ms = 0.0
 
     # --- outputs ---
 
@@ -139,7 +140,9 @@ class ClientAgent:
 
     def next_timer_ms(self, now_ms: float) -> float:
         """When `timer` wants to be called next, if nothing else happens before."""
-        wishes = [now_ms + (c.ACTIVE_CHECK_MS if self._is_watchful(now_ms) else c.IDLE_CHECK_MS)]
+        # Counted from the last check: packets that come in between must not put it off.
+        every_ms = c.ACTIVE_CHECK_MS if self._is_watchful(now_ms) else c.IDLE_CHECK_MS
+        wishes = [self._checked_ms + every_ms]
         if self._attempt is not None:
             wishes.append(self._attempt.deadline_ms)
         if self._binding is not None and (drain_ms := self._binding.next_ms()) is not None:
@@ -245,7 +248,7 @@ class ClientAgent:
         """Time has passed."""
         if self._due_ms is not None and now_ms - self._due_ms > c.LATE_SHELL_MS:
             self._watch.shift(now_ms - self._due_ms)
-        self._due_ms = None
+        self._due_ms, self._checked_ms = None, now_ms
         if self._binding is not None:
             self._binding.expire(now_ms)
         session = self.session

@@ -368,6 +368,7 @@ class Gateway:
         session.epoch = session.attempt = offer.keys.epoch
         self._drain_epoch(now_ms, peer)
         self._reserved.discard(peer.next_index)
+        self._effects.append(Unexpect(peer.next_index))
         peer.keys, peer.channel, peer.next_index = offer.keys, offer.channel, offer.next_index
         peer.issue, peer.anchor_ms, peer.timestamp = 0, now_ms, offer.timestamp
         self._reserved.add(peer.next_index)

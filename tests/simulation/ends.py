@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections import deque
 from random import Random
@@ -40,10 +41,11 @@ from .world import Packet, Peer, Whereabouts
 ECHO_EVERY_MS = 5
 QUEUE_MAX = 500  # packets that the kernel keeps while the TUN is left unread
 _ECHO = struct.Struct("<Q")
+PUSHED = b"pushed"  # traffic that the gateway sends by itself
 
 
 class SeededEntropy:
-    """The boot's dice. ML-KEM cannot be seeded: its bytes differ between runs, nothing else does."""
+    """The boot's dice. ML-KEM cannot be seeded: its bytes, and no more, differ between runs."""
 
     def __init__(self, random: Random) -> None:
         self._random = random
@@ -70,6 +72,7 @@ class _End:
         self.core, self.plane, self.history = core, Plane(ledger), history
         self.now_ms = 0
         self._out: list[Packet] = []
+        self.sent: list[bytes] = []  # everything but DATA, for tests that play it again
 
     def receive(self, now_ms: int, source: Whereabouts, data: bytes) -> None:
         self.now_ms = now_ms
@@ -90,6 +93,7 @@ class _End:
         plane = self.plane
         if isinstance(effect, Send):
             self._out.append(Packet(_whereabouts(effect.to), effect.data))
+            self.sent.append(effect.data)
         elif isinstance(effect, Emit):
             self.history.note(self.now_ms, effect)
         elif isinstance(effect, BindSend):
@@ -194,7 +198,7 @@ class ClientEnd(_End):
 
     def _data(self, source: Destination, packet: bytes) -> None:
         opened = self.plane.open(self.now_ms, source, packet)
-        if opened is not None:
+        if opened is not None and opened[1] != PUSHED:
             (number,) = _ECHO.unpack(opened[1])
             assert number in self.lost, f"echo {number} delivered twice"
             self.lost.discard(number)
@@ -213,7 +217,7 @@ class ClientEnd(_End):
         times = [t for t in self.back_ms if t >= since_ms]
         before = [t for t in self.back_ms if t < since_ms][-1:]
         times = [*(before or [since_ms]), *times, self.now_ms]
-        return max(later - earlier for earlier, later in zip(times, times[1:], strict=False))
+        return max(later - earlier for earlier, later in itertools.pairwise(times))
 
 
 class GatewayEnd(_End):
@@ -243,6 +247,12 @@ class GatewayEnd(_End):
     def timer(self, now_ms: int) -> None:
         self.now_ms = now_ms
         self.gateway.timer(now_ms)
+
+    def push(self, now_ms: int) -> None:
+        """Send something to every client without being asked."""
+        self.now_ms = now_ms
+        for session_id in self.gateway.sessions:
+            self._send_data(session_id, PUSHED)
 
     def _data(self, source: Destination, packet: bytes) -> None:
         opened = self.plane.open(self.now_ms, source, packet)

@@ -42,9 +42,8 @@ class Net:
         self.up = set(PATHS)
         self.world.add_node("gateway", self._boot_gateway)
         for number, name in enumerate(PATHS, start=1):
-            self.world.add_path(
-                name, "client", "gateway", (f"198.51.100.{number}", 40000), 0, conditions, conditions
-            )
+            remote = (f"198.51.100.{number}", 40000)
+            self.world.add_path(name, "client", "gateway", remote, 0, conditions, conditions)
         self.world.add_node("client", self._boot_client)
 
     def _boot_client(self, random: Random) -> ClientEnd:

@@ -79,7 +79,9 @@ class Plane:
     def release_receive(self, index: int) -> None:
         self.receiving.pop(index, None)
 
-    def seal(self, now_ms: int, session_id: bytes, plain: bytes) -> tuple[Destination, bytes] | None:
+    def seal(
+        self, now_ms: int, session_id: bytes, plain: bytes
+    ) -> tuple[Destination, bytes] | None:
         """The datagram and where it goes; None without a binding."""
         sending = self.sending.get(session_id)
         if sending is None:

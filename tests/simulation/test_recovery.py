@@ -6,6 +6,7 @@ import pytest
 
 from jvpnd.core.policy import Policy
 from jvpnd.core.states import State
+from jvpnd.core.wire import PacketType
 
 from .net import Net
 from .world import Conditions
@@ -58,6 +59,35 @@ def test_a_blackhole_in_one_direction_only_is_found_too(direction: str) -> None:
     net.run(4_000)
     assert net.session.id == before
     assert net.bound == other(lost)
+
+
+def test_what_is_heard_does_not_hide_that_nothing_gets_out() -> None:
+    net = Net()
+    net.attach()
+    net.client.busy = False
+    lost = net.bound
+    net.world.paths[lost].up = Conditions(blackhole=True)
+    for _ in range(1_000):
+        net.world.call("gateway", lambda end, now_ms: end.push(now_ms))
+        net.run(5)
+    assert net.bound == other(lost)
+
+
+def test_a_replayed_reattach_request_moves_nothing_and_is_audited() -> None:
+    net = Net()
+    net.attach()
+    lost = net.bound
+    net.link_down(lost)
+    net.run(1_000)
+    (request,) = [p for p in net.client.sent if p[0] == PacketType.REATTACH_REQUEST]
+    peer = net.gateway.gateway.sessions[net.session.id or b""]
+    origin, version = peer.origin, peer.session.state_version
+    net.world.inject(net.bound, "up", request, ("203.0.113.66", 666))
+    net.run(1_000)
+    assert (peer.origin, peer.session.state_version) == (origin, version)
+    assert net.gateway_history.of("REATTACH_RESULT")[-1].reason == "REPLAY_DETECTED"
+    assert net.gateway_history.reasons("SECURITY_EVENT") == ["SEC_REPLAY_ATTEMPT"]
+    assert net.client.longest_gap_ms(net.now_ms - 900) <= 25
 
 
 def test_nat_rebinding_of_a_busy_session_is_explicit_and_quick() -> None:
