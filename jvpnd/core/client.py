@@ -147,8 +147,8 @@ class ClientAgent:
             wishes.append(self._attempt.deadline_ms)
         if self._binding is not None and (drain_ms := self._binding.next_ms()) is not None:
             wishes.append(drain_ms)
-        self._due_ms = max(now_ms, min(wishes))
-        return self._due_ms
+        self._due_ms = min(wishes)
+        return max(now_ms, self._due_ms)
 
     def _is_watchful(self, now_ms: float) -> bool:
         return self._watch.is_busy(now_ms) or self._watch.waiting_ms is not None
