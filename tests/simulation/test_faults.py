@@ -116,9 +116,10 @@ def test_a_stalled_shell_is_not_a_dead_path() -> None:
     net = Net(conditions=Conditions(delay_ms=11))  # so that something is always under way
     net.attach()
     path, stalled, resume_ms = net.bound, net.client, net.now_ms + 5_000
+    wanted = stalled.next_timer_ms
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(stalled, "receive", lambda now_ms, source, data: None)
-        patched.setattr(stalled, "next_timer_ms", lambda: resume_ms)
+        patched.setattr(stalled, "next_timer_ms", lambda: max(wanted(), resume_ms))
         net.run(4_990)
     net.run(2_000)
     assert net.bound == path
