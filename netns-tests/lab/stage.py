@@ -63,7 +63,8 @@ class Watch:
         """From here on."""
         session = self.pair.client.status()["session"]
         self.session, self.addresses = session["id"], session["inner_addresses"]
-        self._seqs = {"client": self.pair.client.last_seq(), "gateway": self.pair.gateway.last_seq()}
+        daemons = {"client": self.pair.client, "gateway": self.pair.gateway}
+        self._seqs = {side: daemon.last_seq() for side, daemon in daemons.items()}
 
     def seq(self, side: str = "client") -> int:
         return self._seqs[side]
