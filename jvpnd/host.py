@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import time
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PublicKey
+
+_log = logging.getLogger("jvpnd")
 
 
 def now_ms() -> float:
@@ -38,12 +41,15 @@ def has_aes() -> bool:
 
 
 def notify(state: str) -> None:
-    """Tell the service manager (sd_notify(3)); nothing happens where there is none."""
+    """Tell the service manager (sd_notify(3)); where there is none, or no longer, we go on."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
     if address.startswith("@"):
         address = "\0" + address[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notifier:
-        notifier.connect(address)
-        notifier.send(state.encode())
+        try:
+            notifier.connect(address)
+            notifier.send(state.encode())
+        except OSError as error:
+            _log.warning("cannot tell the service manager %s: %s", state, error)
