@@ -13,7 +13,7 @@ from jvpnd.core.policy import Policy
 from jvpnd.gateway import GatewayShell
 from jvpnd.host import now_ms
 from jvpnd.net.tun import Tun
-from jvpnd.observe.log import EventLog
+from jvpnd.observe.log import EventLog, concerns
 
 Args = Mapping[str, Any]
 
@@ -84,10 +84,10 @@ def gateway_handlers(shell: GatewayShell, tun: Tun, events: EventLog) -> dict[st
 
 def _common(policy: Callable[[], Policy], events: EventLog) -> dict[str, Handler]:
     def recent(args: Args) -> list[Any]:
-        return list(events.recent(session_id=args.get("id") or args.get("session")))
+        return list(events.recent(session_id=_session_of(args, "id")))
 
     async def stream(args: Args) -> AsyncIterator[Any]:
-        session = args.get("session")
+        session = _session_of(args, "session")
         limit = args.get("limit")
         past = list(events.recent(session_id=session))
         with events.subscribe() as coming:
@@ -95,7 +95,7 @@ def _common(policy: Callable[[], Policy], events: EventLog) -> dict[str, Handler
                 yield event
             if args.get("follow"):
                 async for event in coming:
-                    if session is None or event["session_id"] == session:
+                    if concerns(event, session):
                         yield event
 
     return {
@@ -103,6 +103,14 @@ def _common(policy: Callable[[], Policy], events: EventLog) -> dict[str, Handler
         "timeline": _plain(recent),
         "events": stream,
     }
+
+
+def _session_of(args: Args, key: str) -> str | None:
+    """A SessionID, or how it begins."""
+    value = args.get(key)
+    if value is not None and not isinstance(value, str):
+        raise Refused("USAGE", f"{key} must be a session id or null")
+    return value
 
 
 def _plain(answer: Callable[[Args], Any]) -> Callable[[Args], Awaitable[Any]]:

@@ -286,7 +286,8 @@ class ClientAgent:
             return Refusal(Reason.POLICY_DENY, f"{target.id} carries the session already")
         last = session.switched_at_ms[-1] if session.switched_at_ms else None
         if last is not None and now_ms - last < self.policy.switch_cooldown_ms:
-            return self._deny(Refusal(Reason.POLICY_DENY, "within switch_cooldown_ms"), target)
+            text = f"within switch_cooldown_ms {self.policy.switch_cooldown_ms} of the last switch"
+            return self._deny(Refusal(Reason.POLICY_DENY, text), target)
         if not session.may_switch(now_ms, self.policy):
             text = f"max_switches_per_minute {self.policy.max_switches_per_minute} reached"
             return self._deny(Refusal(Reason.RATE_LIMITED, text), target)
@@ -301,7 +302,10 @@ class ClientAgent:
     def _deny(self, refusal: Refusal, target: Path) -> Refusal:
         assert self.session is not None
         self._machine.note(
-            self.session, "TRANSPORT_SWITCH_DENIED", refusal.reason, {"to_path": target.id}
+            self.session,
+            "TRANSPORT_SWITCH_DENIED",
+            refusal.reason,
+            {"to_path": target.id, "why": refusal.message},
         )
         return refusal
 

@@ -145,7 +145,7 @@ class Gateway:
         peer = self.sessions.get(session_id)
         if peer is not None and index == peer.keys.index and at_ms > peer.heard_ms:
             peer.confirmed = True
-            self._heard(now_ms, peer, at_ms)
+            self._heard(peer, at_ms)
 
     def store_result(self, now_ms: float, token: int, outcome: Stored) -> None:
         """The answer to a Swap."""
@@ -287,13 +287,15 @@ class Gateway:
             if now_ms - offer.made_ms > c.HANDSHAKE_TIMEOUT_MS and not offer.confirming:
                 self._drop_offer(offer)
 
-    def _confirm(self, now_ms: float, offer: Offer) -> None:
-        """The client has shown that it holds the keys: the birth or the rekey takes effect."""
+    def _confirm(self, now_ms: float, offer: Offer, origin: Origin, body: bytes) -> None:
+        """The client has shown that it holds the keys: the birth or the rekey takes effect, and
+        the message that showed it is answered."""
         offer.confirming = True
         peer = self.sessions.get(offer.session_id)
         if peer is not None:
             if offer.keys.epoch > peer.session.epoch:
                 self._confirm_rekey(now_ms, peer, offer)
+                self._on_message(now_ms, peer, origin, body)
             return
         session = Session(
             offer.session_id,
@@ -325,6 +327,7 @@ class Gateway:
             self._drop_offer_index_only(offer)
             if outcome is Stored.OK:
                 self._born(later_ms, born, offer)
+                self._on_message(later_ms, born, origin, body)
             else:
                 self._store_failed(born, outcome)
 
@@ -404,16 +407,12 @@ class Gateway:
             return
         if isinstance(holder, Offer):
             if not holder.confirming:
-                self._confirm(now_ms, holder)
-            peer = self.sessions.get(holder.session_id)
-            if peer is None:
-                return
-        else:
-            peer = holder
-        if channel is peer.channel:
-            peer.confirmed = True
-        self._heard(now_ms, peer, now_ms)
-        self._on_message(now_ms, peer, origin, body)
+                self._confirm(now_ms, holder, origin, body)
+            return
+        if channel is holder.channel:
+            holder.confirmed = True
+        self._heard(holder, now_ms)
+        self._on_message(now_ms, holder, origin, body)
 
     def _on_message(self, now_ms: float, peer: Peer, origin: Origin, body: bytes) -> None:
         if body[0] == Control.PROBE:
@@ -654,7 +653,8 @@ class Gateway:
 
     # --- health and the end ---
 
-    def _heard(self, now_ms: float, peer: Peer, at_ms: float) -> None:
+    @staticmethod
+    def _heard(peer: Peer, at_ms: float) -> None:
         peer.heard_ms = max(peer.heard_ms, at_ms)
 
     def _judge(self, now_ms: float, peer: Peer) -> None:
