@@ -58,6 +58,7 @@ _FATAL_REJECTS = {
     Reason.SESSION_NOT_FOUND: Event.SESSION_UNKNOWN,
     Reason.SESSION_EXPIRED: Event.SESSION_EXPIRED,
     Reason.OWNERSHIP_CONFLICT: Event.OWNER_AMBIGUOUS,
+    Reason.SUPERSEDED: Event.SUPERSEDED,
 }
 
 
@@ -716,7 +717,7 @@ class ClientAgent:
         path.heard(now_ms)
         self._machine.note(session, "REATTACH_RESULT", reason, {"attempt": attempt.number})
         if reason in _FATAL_REJECTS:
-            self._end(now_ms, _FATAL_REJECTS[reason])
+            self._end(now_ms, _FATAL_REJECTS[reason], rest=reason is Reason.SUPERSEDED)
         else:
             self._refused(now_ms)
         return True

@@ -452,8 +452,12 @@ class Gateway:
             return
         peer = self.sessions.get(ticket.session_id)
         if peer is None:
-            known = ticket.session_id in self._tombstones
-            reason = Reason.SESSION_EXPIRED if known else Reason.SESSION_NOT_FOUND
+            ended = self._tombstones.get(ticket.session_id)
+            if ended is None:
+                reason = Reason.SESSION_NOT_FOUND
+            else:  # a superseded client must rest, even if it never heard the CLOSE
+                superseded = ended is Reason.SUPERSEDED
+                reason = Reason.SUPERSEDED if superseded else Reason.SESSION_EXPIRED
             self._reject(origin, ticket.session_id, packet, reason, None)
             return
         request = self._prove(now_ms, peer, packet)
