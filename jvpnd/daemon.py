@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from jvpnd import commands
@@ -30,6 +31,10 @@ EXIT_FEATURE = 3
 _log = logging.getLogger("jvpnd")
 
 
+class RuntimeDirError(Exception):
+    """The runtime directory cannot be used; one line that says why."""
+
+
 def run(config_file: Path, runtime: Path, check_only: bool) -> int:
     """Run the daemon in the foreground; returns its exit status (docs/cli.md)."""
     try:
@@ -38,15 +43,30 @@ def run(config_file: Path, runtime: Path, check_only: bool) -> int:
             print(f"{config_file}: ok: {config.role} {config.node}")
             return EXIT_OK
         _require_root()
-        runtime.mkdir(mode=0o755, parents=True, exist_ok=True)
+        with _usable(runtime):
+            runtime.mkdir(mode=0o755, parents=True, exist_ok=True)
         asyncio.run(_serve(config, runtime))
-    except (ConfigError, ListenError, AlreadyRunning) as error:
+    except (ConfigError, RuntimeDirError, AlreadyRunning) as error:
         print(f"jvpnd: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+    except ListenError as error:
+        print(f"jvpnd: {config_file}: {error}", file=sys.stderr)
         return EXIT_CONFIG
     except (MissingFeature, DataPlaneError) as error:
         print(f"jvpnd: {error}", file=sys.stderr)
         return EXIT_FEATURE
     return EXIT_OK
+
+
+@contextlib.contextmanager
+def _usable(runtime: Path) -> Iterator[None]:
+    """What the kernel says about the runtime directory, as one line for the user."""
+    try:
+        yield
+    except OSError as error:
+        problem = f"--runtime-dir {runtime}: {error.strerror or error}"
+        allowed = "a directory that root may write to, with a name of at most 90 bytes"
+        raise RuntimeDirError(f"{problem} (allowed: {allowed})") from error
 
 
 def _require_root() -> None:
@@ -61,7 +81,8 @@ async def _serve(config: Config, runtime: Path) -> None:
         stopped = _stop_signal()
         socket_file = runtime / "control.sock"
         server = ControlServer(socket_file)
-        await server.start()
+        with _usable(runtime):
+            await server.start()
         stack.push_async_callback(server.close)
         tun = open_tun(config.interface.name)
         stack.callback(os.close, tun.fd)

@@ -6,8 +6,9 @@ import errno
 import ipaddress
 import logging
 import os
+import socket
 
-from jvpnd.config import Client, Config
+from jvpnd.config import Client, Config, Endpoint
 from jvpnd.core.effects import (
     BindReceive,
     BindSend,
@@ -32,7 +33,7 @@ from jvpnd.net.tun import Tun
 from jvpnd.observe.log import EventLog
 from jvpnd.shell import CoreDriver
 from jvpnd.store.table import SessionTable
-from jvpnd.transport.udp import open_listen_socket
+from jvpnd.transport.udp import ListenError, open_listen_socket
 
 _log = logging.getLogger("jvpnd")
 
@@ -82,7 +83,7 @@ class GatewayShell:
         self._free = list(range(SLOTS - 1, -1, -1))
         self._inner: dict[bytes, tuple[str, ...]] = {}
         self._sockets = {
-            number: open_listen_socket(endpoint.address, endpoint.port)
+            number: _open_listen(number, endpoint)
             for number, endpoint in enumerate(config.listen, start=1)
         }
         self.listening = {
@@ -190,6 +191,14 @@ class GatewayShell:
         for session_id, slot in self.slots.items():
             counters = self.plane.slot_counters(slot)
             self.core.data_heard(now, session_id, counters.last_rx_ms, counters.last_rx_index)
+
+
+def _open_listen(number: int, endpoint: Endpoint) -> socket.socket:
+    """The socket of one [[listen]]; ListenError names which."""
+    try:
+        return open_listen_socket(endpoint.address, endpoint.port)
+    except ListenError as error:
+        raise ListenError(error.errno, f"listen[{number}]: {error}") from error
 
 
 def _entry(client: Client, own: tuple[str, ...]) -> ClientEntry:

@@ -100,10 +100,10 @@ def _explain(name: str, error: Exception) -> MissingFeature:
         return MissingFeature(
             f"no permission to create the TUN device {name}: run as root or grant CAP_NET_ADMIN"
         )
-    if code in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+    if code in (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ENXIO, errno.ENOTTY):
         return MissingFeature(
-            "/dev/net/tun is missing: load the tun module (modprobe tun), or pass the device "
-            "into the container"
+            "/dev/net/tun is missing or no TUN device: load the tun module (modprobe tun), or pass "
+            "the device into the container"
         )
     if code == errno.EBUSY:
         return MissingFeature(
