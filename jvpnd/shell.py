@@ -19,7 +19,8 @@ _log = logging.getLogger("jvpnd")
 class Core(Protocol):
     """Both cores look like this from outside."""
 
-    policy: Policy
+    @property
+    def policy(self) -> Policy: ...
 
     def drain(self) -> list[Effect]: ...
     def next_timer_ms(self, now_ms: float) -> float: ...
