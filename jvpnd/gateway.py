@@ -106,7 +106,8 @@ class GatewayShell:
     async def stop(self) -> None:
         """Close what is ours but the host's network and the TUN. Clients find out and come back."""
         self.driver.stop()
-        await self.plane.close()
+        if hasattr(self, "plane"):  # the start may have failed before it
+            await self.plane.close()
         for sock in self._sockets.values():
             sock.close()
 

@@ -359,6 +359,22 @@ def test_root_without_the_right_to_change_the_network(user: Host) -> None:
     assert "CAP_NET_ADMIN" in user.refusal(MISSING, before=dropped)
 
 
+def test_a_gateway_that_may_not_let_the_host_forward(user: Host) -> None:
+    user.file.write_text(GATEWAY)
+    read_only = (
+        'mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && exec "$@"'
+    )
+    state = user.snapshot()
+    done = user.jvpnd(before=("unshare", "-m", "sh", "-c", read_only, "sh"))
+    assert done.returncode == MISSING, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("jvpnd: cannot set the sysctl net.ipv4.ip_forward to 1: ")
+    assert "writable /proc/sys" in last
+    assert "Traceback" not in done.stderr
+    assert user.snapshot() == state
+    assert not list(user.runtime.glob("*.sock"))
+
+
 # --- the runtime directory ---
 
 
