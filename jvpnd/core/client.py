@@ -276,7 +276,7 @@ class ClientAgent:
             return False
         proven, fatal = self._recovery.on_reject(now_ms, path, packet)
         if fatal is not None:
-            self._end(now_ms, fatal)
+            self._end(now_ms, fatal, rest=fatal is Event.SUPERSEDED)
         return proven
 
     def _is_recovering(self) -> bool:

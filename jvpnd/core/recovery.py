@@ -21,6 +21,7 @@ _FATAL_REJECTS = {
     Reason.SESSION_NOT_FOUND: Event.SESSION_UNKNOWN,
     Reason.SESSION_EXPIRED: Event.SESSION_EXPIRED,
     Reason.OWNERSHIP_CONFLICT: Event.OWNER_AMBIGUOUS,
+    Reason.SUPERSEDED: Event.SUPERSEDED,
 }
 
 
@@ -145,12 +146,13 @@ class Recovery:
         state, session = self._state, self._session()
         assert state.credentials is not None
         self.drop_attempt()
+        cause = self._cause if self._attempts_made == 0 else Cause.RETRY
         rounds = self._attempts_made // max(len(state.paths), 1)
         attempt = make_attempt(
             session,
             state.credentials,
             path,
-            self._cause if self._attempts_made == 0 else Cause.RETRY,
+            cause,
             now_ms,
             min(path.rtt.rto_ms * 2 ** min(rounds, 5), c.REATTACH_RTO_MAX_MS),
             state.anchor_ms,
@@ -162,7 +164,7 @@ class Recovery:
         details: dict[str, object] = {
             "attempt": attempt.number,
             "path": path.id,
-            "cause": self._cause.name,
+            "cause": cause.name,
         }
         state.machine.note(session, "REATTACH_ATTEMPT", None, details)
         if self._planned is None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from jvpnd.core.policy import Policy
-from jvpnd.core.states import State
+from jvpnd.core.reasons import Reason
+from jvpnd.core.states import Event, State
 from jvpnd.core.wire import PacketType
 
 from .net import Net
@@ -223,6 +224,24 @@ def test_a_restarted_client_supersedes_its_old_session() -> None:
     assert net.is_attached()
     assert net.session.id != before
     assert "SUPERSEDED" in net.gateway_history.reasons()
+
+
+def test_a_superseded_client_rests_even_if_it_missed_the_farewell() -> None:
+    net = Net()
+    before = net.attach()
+    peer = net.gateway.gateway.sessions[before]
+    for name in ("wlan", "wwan"):
+        net.world.paths[name].down = Conditions(blackhole=True)
+    net.world.call(
+        "gateway",
+        lambda end, now_ms: end.gateway._end(now_ms, peer, Event.SUPERSEDED, Reason.SUPERSEDED),
+    )
+    net.run(5_000)
+    for name in ("wlan", "wwan"):
+        net.heal(name)
+    net.run(20_000)
+    assert net.agent.is_resting
+    assert net.client_history.reasons()[-1] == "SUPERSEDED"
 
 
 def test_rekey_under_traffic_changes_the_epoch_and_loses_nothing() -> None:
