@@ -32,6 +32,7 @@ class Path:
     rtt: RttEstimator = field(default_factory=RttEstimator)
     jitter: Jitter = field(default_factory=Jitter)
     heard_ms: float | None = None
+    proven_ms: float | None = None  # when the newest probe that was answered had been sent
     died_ms: float | None = None
     probed_ms: float | None = None
     unanswered: int = 0  # probes in a row
@@ -53,6 +54,7 @@ class Path:
         self.rtt.sample(rtt_ms)
         self.jitter.sample(rtt_ms)
         self.unanswered = 0
+        self.proven_ms = max(self.proven_ms or 0, now_ms - rtt_ms)
         self.heard(now_ms)
         return True
 

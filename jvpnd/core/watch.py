@@ -88,11 +88,11 @@ class BindingWatch:
         self, now_ms: float, bound: Path, others: Iterable[Path], policy: Policy
     ) -> Verdict:
         """Look at the silence; `why` says what made it a death."""
-        answered = [p for p in others if p.heard_ms is not None]
+        # A late answer to an old question is no evidence: only when a probe was sent counts.
+        proven_ms = max((p.proven_ms for p in others if p.proven_ms is not None), default=None)
         recently = now_ms - 2 * policy.heartbeat_idle_ms
-        if bound.unanswered >= ONE_WAY_DEAD and any(
-            p.heard_ms is not None and p.heard_ms > recently for p in answered
-        ):
+        others_live = proven_ms is not None and proven_ms > recently
+        if bound.unanswered >= ONE_WAY_DEAD and others_live:
             self.why = "probes unanswered on this path only"
             return Verdict.DEAD
         if self.waiting_ms is None:
@@ -104,7 +104,7 @@ class BindingWatch:
             self.suspect_ms = now_ms
         since = self.suspect_ms
         timed_out = sum(1 for sent in self.burst if now_ms - sent > bound.rtt.rto_ms)
-        if timed_out >= BURST_DEAD and any((p.heard_ms or 0) > since for p in answered):
+        if timed_out >= BURST_DEAD and proven_ms is not None and proven_ms >= since:
             self.why = "silent while another path answers"
             return Verdict.DEAD
         if silence_ms >= policy.volatile_to_degraded_ms:
