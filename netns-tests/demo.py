@@ -86,8 +86,7 @@ class Show:
 
 def active(lab: Lab, pair: Pair) -> Uplink:
     """The uplink that carries the session now."""
-    device = pair.client.status()["session"]["binding"]["uplink"]
-    return next(uplink for uplink in (lab.a, lab.b) if uplink.device == device)
+    return lab.uplink(pair.client.status()["session"]["binding"]["uplink"])
 
 
 def faults(lab: Lab, pair: Pair, show: Show) -> None:

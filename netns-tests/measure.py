@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.daemons import INNER, Daemon, Pair
-from lab.topology import Lab
+from lab.topology import Lab, Uplink
 from lab.traffic import Traffic
 from lab.wire import Conditions
 
@@ -27,39 +27,23 @@ SETTLE_S = 3.0
 SOAK = Conditions(delay_ms=DELAY_MS, jitter_ms=20, loss=0.03)
 
 
-def link_down(lab: Lab) -> None:
-    lab.a.set_down()
-
-
-def address_change(lab: Lab) -> None:
-    """A new lease on the only uplink."""
-    lab.a.change_address(77)
-
-
-def nat_rebinding(lab: Lab) -> None:
-    lab.a.rebind()
-
-
-def blackhole(lab: Lab) -> None:
-    lab.a.silence()
-
-
-# Which fault, and whether the second uplink is there.
-FAULTS: dict[str, tuple[Callable[[Lab], None], bool]] = {
-    "link down": (link_down, True),
-    "address change": (address_change, False),
-    "NAT rebinding": (nat_rebinding, True),
-    "blackhole": (blackhole, True),
+# What happens to the uplink that carries the session, and whether there is a second one.
+FAULTS: dict[str, tuple[Callable[[Uplink], None], bool]] = {
+    "link down": (lambda uplink: uplink.set_down(), True),
+    "address change": (lambda uplink: uplink.change_address(77), False),
+    "NAT rebinding": (lambda uplink: uplink.rebind(), True),
+    "blackhole": (lambda uplink: uplink.silence(), True),
 }
 
 
-def one_run(fault: Callable[[Lab], None], second_uplink: bool) -> dict[str, Any]:
+def one_run(fault: Callable[[Uplink], None], second_uplink: bool) -> dict[str, Any]:
     """One fault in a network of its own; what the echo saw of it."""
     with ExitStack() as stack:
         lab = stack.enter_context(Lab(Conditions(delay_ms=DELAY_MS)))
         if not second_uplink:
             lab.b.set_down()
-        lab.a.translate()
+        for uplink in (lab.a, lab.b):
+            uplink.translate()
         pair = stack.enter_context(Pair(lab.client, lab.gateway))
         pair.start()
         inner = INNER["gateway"][0]
@@ -67,15 +51,15 @@ def one_run(fault: Callable[[Lab], None], second_uplink: bool) -> dict[str, Any]
             Traffic("echo", lab.client, lab.gateway, inner, str(RATE_HZ))
         )
         time.sleep(SETTLE_S)  # what is measured begins with steady traffic
-        session, seq = pair.client.status()["session"]["id"], pair.client.last_seq()
+        session, seq = pair.client.status()["session"], pair.client.last_seq()
         echo.report()
-        fault(lab)
+        fault(lab.uplink(session["binding"]["uplink"]))
         pair.client.wait_state("ATTACHED", after=seq)
         reports = echo.wait_until("received", above=RATE_HZ)
         return {
             "gap_ms": max(report["longest_gap_ms"] for report in reports),
             "recovery_ms": _recovery_ms(pair.client, seq),
-            "survived": pair.client.status()["session"]["id"] == session,
+            "survived": pair.client.status()["session"]["id"] == session["id"],
         }
 
 

@@ -122,6 +122,10 @@ class Lab:
                 uplink.wire.set_both(conditions or Conditions())
             self._stack = building.pop_all()
 
+    def uplink(self, device: str) -> Uplink:
+        """The uplink with this interface of the client's."""
+        return next(uplink for uplink in (self.a, self.b) if uplink.device == device)
+
     def stranger(self) -> Namespace:
         """One more host, 192.0.2.66, on a network of its own with the gateway (192.0.2.1)."""
         host = self._stack.enter_context(Namespace("evil"))
