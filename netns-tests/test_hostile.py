@@ -62,14 +62,12 @@ class Siege:
     def switch(self) -> Datagram:
         """Move the session to its other way; the request that did it."""
         goal = self.stage.other(self.watch.bound()).device
-        before = len(self.heard(PacketType.REATTACH_REQUEST, up=True))
-        moved = self.client.last_seq()
+        ear, moved = self.ears[goal], self.client.last_seq()
+        before = set(ear.heard())
         done = self.client.ctl("switch", goal)
         assert done.returncode == 0, done.stderr
         self.client.wait_state("ATTACHED", after=moved)
-        requests = self.heard(PacketType.REATTACH_REQUEST, up=True)
-        assert len(requests) > before
-        return self.ears[goal].wait_for(lambda d: d == requests[-1])
+        return ear.wait_for(lambda d: d.type == PacketType.REATTACH_REQUEST and d not in before)
 
     def router(self) -> Namespace:
         """The router of the bound way."""
