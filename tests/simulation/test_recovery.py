@@ -234,7 +234,7 @@ def test_a_superseded_client_rests_even_if_it_missed_the_farewell() -> None:
         net.world.paths[name].down = Conditions(blackhole=True)
     net.world.call(
         "gateway",
-        lambda end, now_ms: end.gateway._end(now_ms, peer, Event.SUPERSEDED, Reason.SUPERSEDED),
+        lambda end, now_ms: end.gateway._state.end(now_ms, peer, Event.SUPERSEDED, Reason.SUPERSEDED),
     )
     net.run(5_000)
     for name in ("wlan", "wwan"):

@@ -1,0 +1,260 @@
+"""How a gateway comes by sessions: INITs in, offers out, and the client's confirmation.
+
+Strangers cost it a MAC, then a token, then (under load) a cookie, before any key exchange. An offer
+is no session: only the client's first packet under the new keys makes it one, or makes the new root
+of the one there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from jvpnd.core import constants as c
+from jvpnd.core import keys
+from jvpnd.core.effects import (
+    Expect,
+    Origin,
+    Send,
+    SessionUp,
+    Unexpect,
+)
+from jvpnd.core.gatewaystate import GatewayState, Stored
+from jvpnd.core.handshake import GatewayHandshake, OpenedInit
+from jvpnd.core.messages import (
+    CAPABILITY_AES,
+    NO_SESSION,
+    PolicyBounds,
+    Welcome,
+)
+from jvpnd.core.packets import (
+    encode_retry,
+)
+from jvpnd.core.peer import ClientEntry, Offer, Peer
+from jvpnd.core.reasons import Reason
+from jvpnd.core.session import Session
+from jvpnd.core.states import Event, State
+from jvpnd.core.ticket import Ticket
+from jvpnd.core.wire import Suite
+
+# Answers the message that confirmed an offer.
+Reply = Callable[[float, Peer], None]
+
+
+class Offers:
+    """Answered INITs that wait for their client."""
+
+    def __init__(self, state: GatewayState, clients: Iterable[ClientEntry], has_aes: bool) -> None:
+        self._state = state
+        self._clients = {entry.public_key: entry for entry in clients}
+        self._has_aes = has_aes
+        self._handshake = GatewayHandshake(state.secret, state.entropy)
+        self._ticket_key = keys.ticket_key(state.secret)
+        self._timestamps: dict[bytes, int] = {}
+
+    def on_init(self, now_ms: float, origin: Origin, packet: bytes) -> None:
+        init = self._handshake.decode(packet)
+        if init is None:
+            self._state.count("bad INIT")
+            return
+        if self._state.admission.wants_cookie(now_ms, origin, init.cookie):
+            cookie = self._state.admission.cookie(now_ms, origin)
+            self._state.effects.append(Send(origin, encode_retry(init.index, cookie)))
+            return
+        if not self._state.admission.admits(now_ms, origin):
+            self._state.abuse(now_ms, Reason.SEC_ABUSE_CONTROL_PLANE, origin, "handshake rate")
+            return
+        self._state.admission.count_exchange(now_ms)
+        opened = self._handshake.open(init)
+        if opened is None:
+            self._state.count("bad INIT")
+            return
+        entry = self._clients.get(opened.client_public)
+        if entry is None:
+            self._state.abuse(now_ms, Reason.AUTH_FAIL, origin, "unknown client key")
+            return
+        if opened.payload.timestamp <= self._timestamps.get(entry.public_key, 0):
+            self._state.abuse(
+                now_ms, Reason.SEC_REPLAY_ATTEMPT, origin, f"old INIT of {entry.name}"
+            )
+            return
+        self._timestamps[entry.public_key] = opened.payload.timestamp
+        self._answer(now_ms, origin, entry, opened)
+
+    def _answer(
+        self, now_ms: float, origin: Origin, entry: ClientEntry, opened: OpenedInit
+    ) -> None:
+        payload = opened.payload
+        if payload.transport not in self._state.policy.allowed_transports:
+            self._state.abuse(now_ms, Reason.POLICY_DENY, origin, f"transport {payload.transport}")
+            return
+        rekeyed = self._state.sessions.get(payload.session_id)
+        if payload.session_id != NO_SESSION and (
+            rekeyed is None
+            or rekeyed.entry is not entry
+            or payload.attempt <= rekeyed.session.attempt
+        ):
+            self._state.count("rekey of an unknown session")
+            return
+        try:
+            secret, ciphertext = self._state.entropy.encapsulate(payload.kem_public)
+        except ValueError:
+            self._state.count("bad INIT")
+            return
+        session_id = rekeyed.session.id if rekeyed else self._state.entropy.draw(16)
+        assert session_id is not None
+        suite = self._suite(payload.capabilities)
+        index, next_index = self._state.new_index(), self._state.new_index()
+        ticket = Ticket(session_id, 0, next_index).seal(self._ticket_key, self._state.nonce())
+        welcome = Welcome(
+            session_id,
+            rekeyed.session.suite if rekeyed else suite,
+            index,
+            rekeyed.session.state_version if rekeyed else 1,
+            ticket,
+            next_index,
+            keys.reset_key(self._state.secret, session_id),
+            ciphertext,
+            self._bounds(),
+            entry.addresses,
+        )
+        packet, root, epoch = self._handshake.respond(opened, entry.psk, welcome, secret)
+        offer = Offer(
+            entry,
+            origin,
+            payload.path_number,
+            payload.transport,
+            epoch,
+            epoch.channel(),
+            root,
+            welcome.suite,
+            session_id,
+            payload.supersedes,
+            next_index,
+            payload.timestamp,
+            now_ms,
+        )
+        self._limit(entry)
+        self._state.by_index[index] = offer
+        self._state.effects += [Expect(index), Send(origin, packet)]
+
+    def _suite(self, capabilities: int) -> Suite:
+        both = self._has_aes and bool(capabilities & CAPABILITY_AES)
+        return Suite.AES_256_GCM if both else Suite.CHACHA20_POLY1305
+
+    def all(self) -> list[Offer]:
+        return [entry for entry in self._state.by_index.values() if isinstance(entry, Offer)]
+
+    def _limit(self, entry: ClientEntry) -> None:
+        mine = [offer for offer in self.all() if offer.entry is entry]
+        for offer in mine[: max(0, len(mine) - c.MAX_PENDING_INITS + 1)]:
+            self._drop(offer)
+
+    def _drop(self, offer: Offer) -> None:
+        self._state.by_index.pop(offer.keys.index, None)
+        self._state.reserved -= {offer.keys.index, offer.next_index}
+        self._state.effects.append(Unexpect(offer.keys.index))
+
+    def forget_old(self, now_ms: float) -> None:
+        for offer in self.all():
+            if now_ms - offer.made_ms > c.HANDSHAKE_TIMEOUT_MS and not offer.confirming:
+                self._drop(offer)
+
+    def confirm(self, now_ms: float, offer: Offer, reply: Reply) -> None:
+        """The client has shown that it holds the keys: the birth or the rekey takes effect, and
+        the message that showed it is answered."""
+        offer.confirming = True
+        peer = self._state.sessions.get(offer.session_id)
+        if peer is not None:
+            if offer.keys.epoch > peer.session.epoch:
+                self.confirm_rekey(now_ms, peer, offer)
+                reply(now_ms, peer)
+            return
+        session = Session(
+            offer.session_id,
+            offer.entry.name,
+            now_ms,
+            root=offer.root,
+            suite=offer.suite,
+            addresses=offer.entry.addresses,
+            epoch=offer.keys.epoch,
+            attempt=offer.keys.epoch,
+            entered_ms=now_ms,
+        )
+        born = Peer(
+            session,
+            offer.entry,
+            offer.origin,
+            offer.path_number,
+            offer.transport,
+            offer.keys,
+            offer.channel,
+            offer.next_index,
+            now_ms,
+            now_ms,
+            offer.timestamp,
+        )
+        record = born.record(self._state.node, State.ATTACHED, 1, session.epoch, session.attempt)
+
+        def stored(later_ms: float, outcome: Stored) -> None:
+            self.forget(offer)
+            if outcome is Stored.OK:
+                self._born(later_ms, born, offer)
+                reply(later_ms, born)
+            else:
+                self._state.store_failed(born, outcome)
+
+        self._state.swap(born, 0, record, stored)
+
+    def forget(self, offer: Offer) -> None:
+        if self._state.by_index.get(offer.keys.index) is offer:
+            del self._state.by_index[offer.keys.index]
+
+    def _born(self, now_ms: float, peer: Peer, offer: Offer) -> None:
+        session = peer.session
+        assert session.id is not None
+        for other in self.all():
+            if other.entry is offer.entry:
+                self._drop(other)
+        for old in [p for p in self._state.sessions.values() if p.entry is peer.entry]:
+            self._state.end(now_ms, old, Event.SUPERSEDED, Reason.SUPERSEDED)
+        self._state.sessions[session.id] = peer
+        self._state.by_index[peer.keys.index] = peer
+        self._state.reserved.add(peer.next_index)
+        self._state.machine.note(
+            session,
+            "SESSION_CREATED",
+            Reason.HANDSHAKE_OK,
+            {
+                "supersedes": offer.supersedes.hex() if offer.supersedes != NO_SESSION else None,
+                "remote": str(peer.origin),
+                "suite": session.suite.name,
+            },
+        )
+        self._state.machine.fire(
+            session, Event.HANDSHAKE_ACCEPTED, now_ms, {"remote": str(peer.origin)}
+        )
+        self._state.effects.append(SessionUp(session.id, session.addresses, peer.entry.networks))
+        self._state.bind(peer)
+
+    def confirm_rekey(self, now_ms: float, peer: Peer, offer: Offer) -> None:
+        session = peer.session
+        session.rekeys += 1
+        session.root = offer.root
+        session.epoch = session.attempt = offer.keys.epoch
+        self._state.drain_epoch(now_ms, peer)
+        self._state.reserved.discard(peer.next_index)
+        self._state.effects.append(Unexpect(peer.next_index))
+        peer.keys, peer.channel, peer.next_index = offer.keys, offer.channel, offer.next_index
+        peer.issue, peer.anchor_ms, peer.timestamp = 0, now_ms, offer.timestamp
+        self._state.reserved.add(peer.next_index)
+        self._state.by_index[peer.keys.index] = peer
+        self._state.machine.note(session, "REKEY", Reason.HANDSHAKE_OK, {"epoch": session.epoch})
+        self._state.bind(peer)
+        self._state.write_behind(peer)
+
+    def _bounds(self) -> PolicyBounds:
+        names = [name for name in PolicyBounds.__slots__ if name != "version"]
+        return PolicyBounds(
+            self._state.policy.version,
+            **{name: getattr(self._state.policy, name) for name in names},
+        )

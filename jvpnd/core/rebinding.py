@@ -1,0 +1,259 @@
+"""How a session moves, as the gateway sees it: checks in order, one compare-and-swap, the ACK."""
+
+from __future__ import annotations
+
+from jvpnd.core import keys
+from jvpnd.core.effects import (
+    Emit,
+    Origin,
+    Send,
+)
+from jvpnd.core.gatewaystate import GatewayState, Stored
+from jvpnd.core.handshake import EpochKeys
+from jvpnd.core.messages import (
+    Cause,
+    ReattachAck,
+    ReattachRequest,
+    decode_request,
+    reason_to_wire,
+)
+from jvpnd.core.offers import Offers
+from jvpnd.core.packets import (
+    XNONCE_LEN,
+    Response,
+    clear_part,
+    encode_reject,
+    open_request,
+    request_tag,
+    request_ticket,
+    seal,
+)
+from jvpnd.core.peer import Peer
+from jvpnd.core.reasons import Reason
+from jvpnd.core.states import Event, State
+from jvpnd.core.ticket import Ticket, open_ticket
+from jvpnd.core.wire import PacketType
+
+
+class Rebinding:
+    """Reads REATTACH_REQUESTs; docs/protocol.md lists the checks in the same order."""
+
+    def __init__(self, state: GatewayState, offers: Offers) -> None:
+        self._state = state
+        self._offers = offers
+        self._ticket_key = keys.ticket_key(state.secret)
+
+    def on_request(self, now_ms: float, origin: Origin, packet: bytes) -> None:
+        # The ticket before the token: garbage in a client's name must not use up its tokens.
+        sealed = request_ticket(packet)
+        ticket = open_ticket(sealed, self._ticket_key) if sealed else None
+        if ticket is None:
+            self._state.count("bad ticket")
+            return
+        if not self._state.admission.admits(now_ms, origin):
+            self._state.abuse(now_ms, Reason.SEC_ABUSE_CONTROL_PLANE, origin, "reattach rate")
+            return
+        peer = self._state.sessions.get(ticket.session_id)
+        if peer is None:
+            ended = self._state.tombstones.get(ticket.session_id)
+            if ended is None:
+                reason = Reason.SESSION_NOT_FOUND
+            else:  # a superseded client must rest, even if it never heard the CLOSE
+                superseded = ended is Reason.SUPERSEDED
+                reason = Reason.SUPERSEDED if superseded else Reason.SESSION_EXPIRED
+            self._reject(origin, ticket.session_id, packet, reason, None)
+            return
+        request = self._prove(now_ms, peer, packet)
+        if request is None:
+            self._state.abuse(now_ms, Reason.AUTH_FAIL, origin, f"bad proof for {peer.entry.name}")
+            return
+        if peer.swapping:
+            self._state.count("reattach while one is being stored")
+            return
+        reason_or_none = self._check(now_ms, peer, origin, packet, ticket, request)
+        if reason_or_none is None:
+            self._accept(now_ms, peer, origin, packet, ticket, request)
+
+    def _prove(self, now_ms: float, peer: Peer, packet: bytes) -> ReattachRequest | None:
+        """The request, if whoever made it knows the session's root (or that of a rekey offered)."""
+        body = open_request(packet, keys.proof_key(peer.session.root))
+        if body is None:
+            for offer in self._offers.all():
+                if offer.session_id == peer.session.id:
+                    body = open_request(packet, keys.proof_key(offer.root))
+                    if body is not None:
+                        self._offers.forget(offer)
+                        self._offers.confirm_rekey(now_ms, peer, offer)
+                        break
+        return decode_request(body) if body is not None else None
+
+    def _check(
+        self,
+        now_ms: float,
+        peer: Peer,
+        origin: Origin,
+        packet: bytes,
+        ticket: Ticket,
+        request: ReattachRequest,
+    ) -> Reason | None:
+        """None if the request may bind; otherwise it has been answered and audited."""
+        session = peer.session
+        assert session.id is not None
+        tag = request_tag(packet)
+        if request.attempt <= session.attempt:
+            seen_from = peer.remembers(tag)
+            if seen_from == origin:
+                self._state.count("duplicate request")
+                return Reason.REPLAY_DETECTED
+            reason = Reason.REPLAY_DETECTED if seen_from else Reason.FRESHNESS_INVALID
+            self._reject(origin, session.id, packet, reason, peer)
+            if seen_from and self._state.admission.may_audit(now_ms):
+                self._state.machine.note(
+                    session,
+                    "SECURITY_EVENT",
+                    Reason.SEC_REPLAY_ATTEMPT,
+                    {"remote": str(origin), "attempt": request.attempt},
+                )
+            return reason
+        refusal = self._refusal(now_ms, peer, ticket, request)
+        if refusal is not None:
+            session.attempt = request.attempt
+            peer.requests.append((tag, origin))
+            self._reject(origin, session.id, packet, refusal, peer)
+        return refusal
+
+    def _refusal(
+        self, now_ms: float, peer: Peer, ticket: Ticket, request: ReattachRequest
+    ) -> Reason | None:
+        session, policy = peer.session, self._state.policy
+        age_ms = (now_ms - peer.anchor_ms) - request.sent_ms
+        if abs(age_ms) > policy.proof_max_age_ms:
+            return Reason.FRESHNESS_INVALID
+        if ticket.next_index not in (peer.next_index, peer.keys.index):
+            return Reason.FRESHNESS_INVALID
+        if request.transport not in policy.allowed_transports:
+            return Reason.POLICY_DENY
+        if peer.confirmed and not session.may_switch(now_ms, policy):
+            return Reason.RATE_LIMITED
+        last = session.switched_at_ms[-1] if session.switched_at_ms else None
+        cooling = last is not None and now_ms - last < policy.switch_cooldown_ms
+        if request.cause == Cause.SWITCH and cooling:
+            return Reason.POLICY_DENY
+        return None
+
+    def _accept(
+        self,
+        now_ms: float,
+        peer: Peer,
+        origin: Origin,
+        packet: bytes,
+        ticket: Ticket,
+        request: ReattachRequest,
+    ) -> None:
+        """One compare-and-swap decides; only then is anything bound or answered."""
+        session = peer.session
+        details: dict[str, object] = {
+            "attempt": request.attempt,
+            "cause": Cause(request.cause).name,
+            "remote": str(origin),
+        }
+        if session.state is not State.RECOVERING:
+            event = {
+                Cause.NAT_REBIND: Event.NAT_REBOUND,
+                Cause.SWITCH: Event.SWITCH_ORDERED,
+            }.get(Cause(request.cause), Event.TRANSPORT_DIED)
+            if session.state is State.DEGRADED:
+                event = Event.CANDIDATE_VIABLE
+            self._state.machine.fire(session, event, now_ms, details)
+        version = session.state_version + 1
+        record = peer.record(
+            self._state.node, State.ATTACHED, version, request.attempt, request.attempt
+        )
+        peer.swapping = True
+
+        def stored(later_ms: float, outcome: Stored) -> None:
+            peer.swapping = False
+            if session.state is not State.RECOVERING:
+                return
+            session.attempt = request.attempt
+            peer.requests.append((request_tag(packet), origin))
+            if outcome is Stored.OK:
+                self._reattached(later_ms, peer, origin, ticket, request, details)
+            else:
+                assert session.id is not None
+                self._reject(origin, session.id, packet, Reason.OWNERSHIP_CONFLICT, peer)
+                self._state.store_failed(peer, outcome)
+
+        self._state.swap(peer, peer.stored_version, record, stored)
+
+    def _reattached(
+        self,
+        now_ms: float,
+        peer: Peer,
+        origin: Origin,
+        ticket: Ticket,
+        request: ReattachRequest,
+        details: dict[str, object],
+    ) -> None:
+        session = peer.session
+        assert session.id is not None
+        nonce = self._state.entropy.draw(32)
+        if ticket.next_index != peer.keys.index:
+            self._state.drain_epoch(now_ms, peer)
+        session.epoch = request.attempt
+        if peer.confirmed:
+            session.count_switch(now_ms)
+        peer.keys = EpochKeys(
+            request.attempt,
+            ticket.next_index,
+            request.receive_index,
+            keys.gateway_to_client(session.root, request.attempt, request.client_nonce, nonce),
+            keys.client_to_gateway(session.root, request.attempt, request.client_nonce),
+        )
+        peer.channel = peer.keys.channel()
+        peer.origin, peer.transport = origin, request.transport
+        peer.path_number, peer.confirmed, peer.heard_ms = request.path_number, False, now_ms
+        self._state.by_index[peer.keys.index] = peer
+        if ticket.next_index == peer.next_index:
+            peer.next_index = self._state.new_index()
+        peer.issue += 1
+        self._send_ack(peer, request, nonce)
+        details = {**details, "epoch": session.epoch}
+        self._state.machine.note(session, "REATTACH_RESULT", Reason.REATTACH_ACCEPT, details)
+        self._state.machine.note(session, "TRANSPORT_SWITCH", Reason.TRANSPORT_SWITCH_OK, details)
+        self._state.machine.fire(session, Event.REATTACH_ACCEPTED, now_ms, details)
+        self._state.bind(peer)
+
+    def _send_ack(self, peer: Peer, request: ReattachRequest, nonce: bytes) -> None:
+        session = peer.session
+        assert session.id is not None
+        ticket = Ticket(session.id, peer.issue, peer.next_index)
+        body = ReattachAck(
+            request.attempt,
+            nonce,
+            session.state_version + 1,
+            ticket.seal(self._ticket_key, self._state.nonce()),
+            peer.next_index,
+        )
+        clear = clear_part(Response(request.receive_index, b"").encode(PacketType.REATTACH_ACK))
+        key = keys.ack_key(session.root, request.attempt, request.client_nonce)
+        sealed = seal(key, self._state.entropy.draw(XNONCE_LEN), body.encode(), clear)
+        self._state.effects.append(Send(peer.origin, clear + sealed))
+
+    def _reject(
+        self, origin: Origin, session_id: bytes, packet: bytes, reason: Reason, peer: Peer | None
+    ) -> None:
+        """A small, proven answer: its MAC is over exactly this request."""
+        key = keys.reset_key(self._state.secret, session_id)
+        answer = encode_reject(request_tag(packet), reason_to_wire(reason), key)
+        self._state.effects.append(Send(origin, answer))
+        self._state.effects.append(
+            Emit(
+                "REATTACH_RESULT",
+                reason,
+                session_id,
+                peer.entry.name if peer else None,
+                state_version=peer.session.state_version if peer else None,
+                details={"remote": str(origin)},
+            )
+        )
