@@ -232,9 +232,9 @@ def test_a_superseded_client_rests_even_if_it_missed_the_farewell() -> None:
     peer = net.gateway.gateway.sessions[before]
     for name in ("wlan", "wwan"):
         net.world.paths[name].down = Conditions(blackhole=True)
+    superseded = (Event.SUPERSEDED, Reason.SUPERSEDED)  # as a second client's birth would do
     net.world.call(
-        "gateway",
-        lambda end, now_ms: end.gateway._state.end(now_ms, peer, Event.SUPERSEDED, Reason.SUPERSEDED),
+        "gateway", lambda end, now_ms: end.gateway._state.end(now_ms, peer, *superseded)
     )
     net.run(5_000)
     for name in ("wlan", "wwan"):
