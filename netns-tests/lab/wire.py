@@ -1,7 +1,7 @@
 """A cable in user space: delay, jitter, loss, duplication, reordering and silence, each way.
 
 The kernel here need not have netem. A process in a namespace of its own carries Ethernet frames
-between two veth ends; run as a script this file is that process.
+between two veth ends; run as a module this file is that process.
 """
 
 from __future__ import annotations
@@ -14,18 +14,27 @@ import random
 import select
 import signal
 import socket
-import subprocess
+import struct
 import sys
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
-ETH_P_ALL = 3
-FRAME_MAX = 2048
-BATCH = 256
-QUEUE_MAX = 100_000
-_PR_SET_PDEATHSIG = 1
+from lab.namespace import Namespace, ip
+
+FRAME_MAX = 1514  # an MTU of 1500 and the Ethernet header
+BATCH = 256  # frames of one direction before the other one's turn
+QUEUE_MAX = 100_000  # frames under way in one direction
+RECEIVE_BUFFER = 8 << 20
+# What would hand over frames that are not yet cut to size or lack their checksum.
 _OFFLOADS = ("tx", "tso", "gso", "gro", "tx-udp-segmentation")
+_ETH_P_ALL = 3
+_SOL_PACKET, _PACKET_STATISTICS, _PACKET_IGNORE_OUTGOING = 263, 6, 23  # linux/if_packet.h
+_STATISTICS = struct.Struct("II")  # struct tpacket_stats: packets, drops
+_SO_RCVBUFFORCE = 33
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -39,9 +48,19 @@ class Conditions:
     silent: bool = False
     reorder: bool = True  # whether jitter may change the order
 
+    def __post_init__(self) -> None:
+        for name, most in (("delay_ms", 1e6), ("jitter_ms", 1e6), ("loss", 1), ("duplicate", 1)):
+            value = getattr(self, name)
+            if not 0 <= value <= most:
+                raise ValueError(f"{name} is {value}, not in 0 to {most:g}")
+
 
 class Wire:
-    """A cable between a new interface in one namespace and one in another."""
+    """A cable between a new interface in one namespace and one in another.
+
+    The far ends are up and have no addresses; frames flow once the constructor has returned. The
+    process ends with the thread that made it. Raises RuntimeError where a device cannot be made.
+    """
 
     def __init__(
         self,
@@ -51,40 +70,58 @@ class Wire:
         dev_b: str,
         conditions: Conditions | None = None,
     ) -> None:
-        from lab.namespace import Namespace, ip
-
         self._namespace = Namespace("wire")
-        inside = self._namespace
-        inside.sysctl("net.ipv6.conf.default.disable_ipv6", "1")
-        for near, namespace, device in (("wa", ns_a, dev_a), ("wb", ns_b, dev_b)):
-            ip(
-                *("link", "add", near, "netns", inside.name, "type", "veth"),
-                *("peer", "name", device, "netns", namespace),
+        try:
+            self._namespace.sysctl("net.ipv6.conf.default.disable_ipv6", "1")  # it says nothing
+            self._plug("wa", ns_a, dev_a)
+            self._plug("wb", ns_b, dev_b)
+            self._process = self._namespace.popen(
+                *(sys.executable, "-m", "lab.wire"),
+                stdin=PIPE,
+                env={"PYTHONPATH": str(Path(__file__).parents[1])},
             )
-            # Frames must come whole and with their checksums done.
-            off = [word for feature in _OFFLOADS for word in (feature, "off")]
-            command = ["ip", "netns", "exec", namespace, "ethtool", "-K", device, *off]
-            subprocess.run(command, check=True, capture_output=True)
-            inside.ip("link", "set", near, "up")
-            ip("-n", namespace, "link", "set", device, "up")
-        self._process = inside.popen(sys.executable, __file__, stdin=subprocess.PIPE)
-        self._read()  # the process has its sockets
-        self.set_both(conditions or Conditions())
+            self._read()  # the process has its sockets
+            self.set_both(conditions or Conditions())
+        except BaseException:
+            self.close()
+            raise
+
+    def _plug(self, near: str, namespace: str, device: str) -> None:
+        ip(
+            *("link", "add", near, "netns", self._namespace.name, "type", "veth"),
+            *("peer", "name", device, "netns", namespace),
+        )
+        off = [word for feature in _OFFLOADS for word in (feature, "off")]
+        ip("netns", "exec", namespace, "ethtool", "-K", device, *off)
+        ip("-n", namespace, "link", "set", device, "up")
+        self._namespace.ip("link", "set", near, "up")
+        # The far end learns of its carrier a moment later, and loses what it sends until then;
+        # asking for its link state makes the kernel do that now (ethtool_op_get_link).
+        ip("netns", "exec", namespace, "ethtool", device)
 
     def set(self, a_to_b: Conditions | None = None, b_to_a: Conditions | None = None) -> None:
-        """Change one or both directions; holds for every frame from now on."""
-        for direction, wanted in (("a", a_to_b), ("b", b_to_a)):
-            if wanted is not None:
-                self._ask({"from": direction, "conditions": asdict(wanted)})
+        """Change one or both directions; holds for every frame from now on.
+
+        Frames under way arrive as they would have.
+        """
+        wanted = {"a": a_to_b, "b": b_to_a}
+        self._ask({name: asdict(value) for name, value in wanted.items() if value is not None})
 
     def set_both(self, conditions: Conditions) -> None:
         self.set(conditions, conditions)
 
     def counters(self) -> dict[str, int]:
-        """Frames carried_a, dropped_a (those that came from a), carried_b, dropped_b."""
+        """Frames by their fate, and by the end they came from: carried_a, dropped_a, waiting_a, ...
+
+        One is carried when it leaves the wire, a duplicate once more; until then it is waiting.
+        """
         return self._ask({})
 
     def close(self) -> None:
+        """End the process, take both interfaces away at once, and the wire's namespace."""
+        for near in ("wa", "wb"):
+            with contextlib.suppress(RuntimeError):  # gone with its far end, or closed before
+                self._namespace.ip("link", "del", near)
         self._namespace.close()
 
     def _ask(self, request: dict[str, Any]) -> dict[str, int]:
@@ -96,104 +133,132 @@ class Wire:
     def _read(self) -> dict[str, int]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        assert line, "the wire's process has ended"
+        if not line:
+            raise RuntimeError("the wire's process has ended")
         answer: dict[str, int] = json.loads(line)
         return answer
 
 
-class _End:
-    """Frames that come in at one end and what the wire does to them on the way to the other."""
+def _open(device: str) -> socket.socket:
+    """A packet socket that sees every frame which comes in at the device, and only those."""
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    sock.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
+    sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
+    sock.setblocking(False)
+    sock.bind((device, _ETH_P_ALL))
+    return sock
 
-    def __init__(self, name: str, device: str) -> None:
-        self.name = name
-        self.sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
-        self.sock.bind((device, 0))
-        self.sock.setblocking(False)
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
+
+class _Direction:
+    """From one end to the other: its conditions, its luck and its counters."""
+
+    def __init__(self, source: socket.socket, sink: socket.socket, seed: str) -> None:
+        self.source, self._sink = source, sink
         self.conditions = Conditions()
-        self.carried = self.dropped = 0
-        self.last_due = 0.0
+        self.carried = self.dropped = self.waiting = 0
+        self._random = random.Random(seed)  # of its own: the other direction changes nothing
+        self._last_due = 0.0
+
+    def fate(self, frame: bytes, now: float) -> list[float]:
+        """When each copy of a frame that comes in now is due; none if it is lost."""
+        wanted, chance = self.conditions, self._random.random
+        if wanted.silent or len(frame) > FRAME_MAX:
+            return []
+        copies = 2 if chance() < wanted.duplicate else 1
+        return [self._due(now) for _ in range(copies) if chance() >= wanted.loss]
+
+    def _due(self, now: float) -> float:
+        wanted = self.conditions
+        due = now + (wanted.delay_ms + wanted.jitter_ms * self._random.random()) / 1000
+        if not wanted.reorder:
+            due = max(due, self._last_due)
+        self._last_due = due
+        return due
+
+    def send(self, frame: bytes) -> None:
+        try:
+            self._sink.send(frame)
+            self.carried += 1
+        except OSError:  # a full or downed device loses frames, as cables do
+            self.dropped += 1
+
+    def count_overrun(self) -> None:
+        """Add what the kernel dropped since the last time because this process was too slow."""
+        size = _STATISTICS.size
+        statistics = self.source.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, size)
+        self.dropped += _STATISTICS.unpack(statistics)[1]
 
 
 class _Carrier:
-    """The process: two ends, and a queue of frames by the time they are due."""
+    """The process: two directions, and a queue of frames by the time they are due."""
 
     def __init__(self) -> None:
-        self.a, self.b = _End("a", "wa"), _End("b", "wb")
-        self._queue: list[tuple[float, int, socket.socket, bytes]] = []
+        a, b = _open("wa"), _open("wb")
+        self._directions = {"a": _Direction(a, b, "a"), "b": _Direction(b, a, "b")}
+        self._queue: list[tuple[float, int, _Direction, bytes]] = []
         self._number = 0
-        self._random = random.Random(1)
 
     def run(self) -> None:
+        """Until the other end of stdin is closed."""
+        directions = list(self._directions.values())
+        sources = [sys.stdin, *(direction.source for direction in directions)]
         print("{}", flush=True)
         while True:
-            wait_s = None
-            if self._queue:
-                wait_s = max(0.0, self._queue[0][0] - time.monotonic())
-            readable, _, _ = select.select([self.a.sock, self.b.sock, sys.stdin], [], [], wait_s)
+            wait_s = max(0.0, self._queue[0][0] - time.monotonic()) if self._queue else None
+            readable = select.select(sources, [], [], wait_s)[0]
+            # One request at a time is under way, so none hides in stdin's buffer.
             if sys.stdin in readable and not self._obey(sys.stdin.readline()):
                 return
-            for end, other in ((self.a, self.b), (self.b, self.a)):
-                if end.sock in readable:
-                    self._take(end, other.sock)
+            for direction in directions:
+                if direction.source in readable:
+                    self._take(direction)
             self._release()
 
     def _obey(self, line: str) -> bool:
         if not line:
             return False
-        request = json.loads(line)
-        if "from" in request:
-            end = self.a if request["from"] == "a" else self.b
-            end.conditions = Conditions(**request["conditions"])
-        counts = {}
-        for end in (self.a, self.b):
-            counts |= {f"carried_{end.name}": end.carried, f"dropped_{end.name}": end.dropped}
+        for name, conditions in json.loads(line).items():
+            self._directions[name].conditions = Conditions(**conditions)
+        counts: dict[str, int] = {}
+        for name, direction in self._directions.items():
+            direction.count_overrun()
+            for fate in ("carried", "dropped", "waiting"):
+                counts[f"{fate}_{name}"] = getattr(direction, fate)
         print(json.dumps(counts), flush=True)
         return True
 
-    def _take(self, end: _End, out: socket.socket) -> None:
+    def _take(self, direction: _Direction) -> None:
+        now = time.monotonic()
         for _ in range(BATCH):
             try:
-                frame, source = end.sock.recvfrom(FRAME_MAX)
-            except BlockingIOError:
+                frame = direction.source.recv(FRAME_MAX + 1)
+            except OSError:  # nothing more, or the device is gone
                 return
-            if source[2] == socket.PACKET_OUTGOING:
-                continue
-            self._carry(end, out, frame)
-            if self._random.random() < end.conditions.duplicate:
-                self._carry(end, out, frame)
+            dues = direction.fate(frame, now)
+            if not dues:
+                direction.dropped += 1
+            for due in dues:
+                self._carry(direction, frame, due, now)
 
-    def _carry(self, end: _End, out: socket.socket, frame: bytes) -> None:
-        now = time.monotonic()
-        conditions = end.conditions
-        lost = conditions.silent or self._random.random() < conditions.loss
-        if lost or len(self._queue) >= QUEUE_MAX:
-            end.dropped += 1
-            return
-        end.carried += 1
-        delay_ms = conditions.delay_ms + conditions.jitter_ms * self._random.random()
-        due = now + delay_ms / 1000
-        if not conditions.reorder:
-            due = end.last_due = max(due, end.last_due)
-        if due <= now and not self._queue:
-            self._send(out, frame)
+    def _carry(self, direction: _Direction, frame: bytes, due: float, now: float) -> None:
+        if due <= now and not direction.waiting:
+            direction.send(frame)
+        elif direction.waiting >= QUEUE_MAX:
+            direction.dropped += 1
         else:
+            direction.waiting += 1
             self._number += 1
-            heapq.heappush(self._queue, (due, self._number, out, frame))
+            heapq.heappush(self._queue, (due, self._number, direction, frame))
 
     def _release(self) -> None:
         now = time.monotonic()
         while self._queue and self._queue[0][0] <= now:
-            _, _, out, frame = heapq.heappop(self._queue)
-            self._send(out, frame)
-
-    @staticmethod
-    def _send(out: socket.socket, frame: bytes) -> None:
-        with contextlib.suppress(OSError):  # a full or downed device loses frames, as cables do
-            out.send(frame)
+            _, _, direction, frame = heapq.heappop(self._queue)
+            direction.waiting -= 1
+            direction.send(frame)
 
 
 if __name__ == "__main__":
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    with contextlib.suppress(KeyboardInterrupt):
-        _Carrier().run()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever made the wire decides when it ends
+    _Carrier().run()
