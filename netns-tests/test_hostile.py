@@ -67,6 +67,7 @@ class Siege:
         done = self.client.ctl("switch", goal)
         assert done.returncode == 0, done.stderr
         self.client.wait_state("ATTACHED", after=moved)
+        assert self.watch.bound() == goal
         return ear.wait_for(lambda d: d.type == PacketType.REATTACH_REQUEST and d not in before)
 
     def router(self) -> Namespace:
@@ -82,7 +83,8 @@ class Siege:
     def begin(self) -> None:
         """From here on nothing may be disturbed; what was lost before is forgotten."""
         assert self.watch.echo is not None
-        self.watch.echo.wait_until("received", above=100)
+        self.watch.echo.report()
+        self.watch.echo.wait_until("sent", above=100)  # more than are under way
         self.watch.begin()
 
     def assert_undisturbed(self) -> None:
@@ -367,8 +369,8 @@ def test_a_flood_of_garbage(siege: Siege) -> None:
     siege.assert_undisturbed()
 
 
-def stolen_place_inits(gateway_public: str, number: int) -> list[bytes]:
-    """INITs that know the gateway's key, each of a client that the gateway does not know."""
+def strangers_inits(gateway_public: str, number: int) -> list[bytes]:
+    """INITs by somebody who knows the gateway's public key, but is none of its clients."""
     entropy, found = SystemEntropy(), []
     for _ in range(number):
         handshake = ClientHandshake(entropy.draw(32), parse_key(gateway_public), None, entropy)
@@ -380,7 +382,7 @@ def stolen_place_inits(gateway_public: str, number: int) -> list[bytes]:
 def test_under_load_a_cookie_is_asked_for_and_who_brings_it_gets_in(siege: Siege) -> None:
     hosts = [f"192.0.2.{number}" for number in range(100, 130)]
     siege.stranger.ip_batch(*(f"addr replace {host}/24 dev eth0" for host in hosts))
-    inits = stolen_place_inits(siege.watch.pair.gateway_keys[1], len(hosts))
+    inits = strangers_inits(siege.watch.pair.gateway_keys[1], len(hosts))
     attack = [
         Datagram((host, 5000), GATEWAY, packet) for host, packet in zip(hosts, inits, strict=True)
     ]
@@ -406,22 +408,51 @@ def test_under_load_a_cookie_is_asked_for_and_who_brings_it_gets_in(siege: Siege
     siege.assert_undisturbed()
 
 
+@contextlib.contextmanager
+def in_the_clients_name(siege: Siege, packets: list[bytes]) -> Iterator[None]:
+    """Meanwhile the gateway gets these, 300 a second by each way, from the client's addresses."""
+    homes = {
+        way: ear.wait_for(lambda d: d.target == GATEWAY).source for way, ear in siege.ears.items()
+    }
+    with contextlib.ExitStack() as stack:
+        for way, (host, _) in homes.items():
+            sender = stack.enter_context(Sender(siege.stage.uplink(way).router))
+            forged = [
+                Datagram((host, port), GATEWAY, packet) for port, packet in enumerate(packets, 2000)
+            ]
+            sender.start_forged(forged, per_s=300, total=30_000)
+        yield
+
+
+def causes(events: Iterable[Event]) -> set[str]:
+    return {e["details"]["cause"] for e in of_type(events, "REATTACH_ATTEMPT")}
+
+
 def test_forged_requests_in_the_clients_name_do_not_lock_it_out(siege: Siege) -> None:
     """Garbage with the client's source address must not use up what the client may ask for."""
-    home = siege.ears[siege.watch.bound()].wait_for(lambda d: d.target == GATEWAY).source
     source = random.Random(13)
-    forged = [
-        Datagram((home[0], port), GATEWAY, bytes([4]) + source.randbytes(199))
-        for port in range(20000, 20200)
-    ]
-    with Sender(siege.router()) as sender:
-        sender.start_forged(forged, per_s=400, total=2_000)
+    garbage = [bytes([4]) + source.randbytes(199) for _ in range(200)]
+    before = dropped(siege.gateway)
+    with in_the_clients_name(siege, garbage):
+        until(lambda: dropped(siege.gateway) > before + 200, "the flood has arrived")
         for _ in range(3):
             siege.switch()
-        sender.counts()
-    asked = of_type(siege.watch.events("client"), "REATTACH_ATTEMPT")
-    assert {e["details"]["cause"] for e in asked} == {"SWITCH"}
-    siege.watch.begin()
+    assert causes(siege.watch.events("client")) == {"SWITCH"}
+    siege.begin()
+    siege.assert_undisturbed()
+
+
+def test_forged_inits_in_the_clients_name_do_not_lock_it_out(siege: Siege) -> None:
+    """Not even those of somebody who knows the gateway's public key."""
+    inits = strangers_inits(siege.watch.pair.gateway_keys[1], 20)
+    before = dropped(siege.gateway)
+    with in_the_clients_name(siege, inits):
+        until(lambda: dropped(siege.gateway) > before + 200, "the flood has arrived")
+        for _ in range(3):
+            siege.switch()
+        assert causes(siege.watch.events("client")) == {"SWITCH"}
+        siege.restart_client()
+    siege.begin()
     siege.assert_undisturbed()
 
 

@@ -19,11 +19,12 @@ class Admission:
         self._audits = TokenBuckets(c.AUDIT_PER_S, c.AUDIT_PER_S, 1)
         self._loaded_until_ms = 0.0
 
-    def wants_cookie(self, now_ms: float, origin: Origin, cookie: bytes) -> bool:
-        """Under load only a source that has shown its address goes on."""
-        if now_ms >= self._loaded_until_ms:
-            return False
-        return not self._jar.verify(cookie, *origin.remote, int(now_ms))
+    def is_loaded(self, now_ms: float) -> bool:
+        """Whether only sources that have shown their address go on."""
+        return now_ms < self._loaded_until_ms
+
+    def has_cookie(self, now_ms: float, origin: Origin, cookie: bytes) -> bool:
+        return self._jar.verify(cookie, *origin.remote, int(now_ms))
 
     def cookie(self, now_ms: float, origin: Origin) -> bytes:
         return self._jar.make(*origin.remote, int(now_ms))
@@ -33,9 +34,14 @@ class Admission:
         if not self._exchanges.allow(_ALL, int(now_ms)):
             self._loaded_until_ms = now_ms + 1000
 
-    def admits(self, now_ms: float, origin: Origin) -> bool:
-        """Whether this source has a token left."""
-        return self._sources.allow(source_key(origin.remote[0]), int(now_ms))
+    def admits(self, now_ms: float, origin: Origin, proven: bool) -> bool:
+        """Whether this source has a token left.
+
+        `proven`: it brought a cookie or a ticket. Such packets have tokens of their own, which
+        nobody uses up by forging the source's address.
+        """
+        key = bytes([proven]) + source_key(origin.remote[0])
+        return self._sources.allow(key, int(now_ms))
 
     def may_audit(self, now_ms: float) -> bool:
         """Security events are bounded in rate: a flood must not become a flood of events."""

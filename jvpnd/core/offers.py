@@ -26,9 +26,7 @@ from jvpnd.core.messages import (
     PolicyBounds,
     Welcome,
 )
-from jvpnd.core.packets import (
-    encode_retry,
-)
+from jvpnd.core.packets import Init, encode_retry
 from jvpnd.core.peer import ClientEntry, Offer, Peer
 from jvpnd.core.reasons import Reason
 from jvpnd.core.session import Session
@@ -56,14 +54,17 @@ class Offers:
         if init is None:
             self._state.count("bad INIT")
             return
-        if self._state.admission.wants_cookie(now_ms, origin, init.cookie):
-            cookie = self._state.admission.cookie(now_ms, origin)
-            self._state.effects.append(Send(origin, encode_retry(init.index, cookie)))
+        admission = self._state.admission
+        proven = admission.has_cookie(now_ms, origin, init.cookie)
+        if not proven and admission.is_loaded(now_ms):
+            self._ask_for_cookie(now_ms, origin, init)
             return
-        if not self._state.admission.admits(now_ms, origin):
+        if not admission.admits(now_ms, origin, proven):
             self._state.abuse(now_ms, Reason.SEC_ABUSE_CONTROL_PLANE, origin, "handshake rate")
+            if not proven:  # perhaps somebody forges its address: this is its way in
+                self._ask_for_cookie(now_ms, origin, init)
             return
-        self._state.admission.count_exchange(now_ms)
+        admission.count_exchange(now_ms)
         opened = self._handshake.open(init)
         if opened is None:
             self._state.count("bad INIT")
@@ -79,6 +80,10 @@ class Offers:
             return
         self._timestamps[entry.public_key] = opened.payload.timestamp
         self._answer(now_ms, origin, entry, opened)
+
+    def _ask_for_cookie(self, now_ms: float, origin: Origin, init: Init) -> None:
+        cookie = self._state.admission.cookie(now_ms, origin)
+        self._state.effects.append(Send(origin, encode_retry(init.index, cookie)))
 
     def _answer(
         self, now_ms: float, origin: Origin, entry: ClientEntry, opened: OpenedInit

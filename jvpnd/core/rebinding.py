@@ -50,7 +50,7 @@ class Rebinding:
         if ticket is None:
             self._state.count("bad ticket")
             return
-        if not self._state.admission.admits(now_ms, origin):
+        if not self._state.admission.admits(now_ms, origin, proven=True):
             self._state.abuse(now_ms, Reason.SEC_ABUSE_CONTROL_PLANE, origin, "reattach rate")
             return
         peer = self._state.sessions.get(ticket.session_id)
