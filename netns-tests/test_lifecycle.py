@@ -203,12 +203,8 @@ def test_a_gateway_that_forgot_proves_it(healed: Stage, how: signal.Signals) -> 
         )
         assert created["details"]["supersedes"] == watch.session != created["session_id"]
         inner, story = watch.addresses, watch.story("client")
-        assert story[-2:] == [
-            "ATTACHED -> RECOVERING TRANSPORT_DEAD"
-            if story[:-2] == []
-            else "VOLATILE -> RECOVERING TRANSPORT_DEAD",
-            "RECOVERING -> TERMINATED SESSION_NOT_FOUND",
-        ]
+        assert story[-2].endswith(" -> RECOVERING TRANSPORT_DEAD")  # from VOLATILE, if it was slow
+        assert story[-1] == "RECOVERING -> TERMINATED SESSION_NOT_FOUND"
         at_gateway = pair.gateway.wait_for(lambda e: e["event_type"] == "SESSION_CREATED")
         assert at_gateway["session_id"] == created["session_id"]
         assert at_gateway["details"]["supersedes"] == watch.session

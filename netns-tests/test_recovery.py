@@ -234,8 +234,10 @@ def test_a_killed_worker_is_replaced(watch: Watch, side: str, role: str) -> None
 
 
 def test_both_paths_dead_for_a_while(stage: Stage, watch: Watch) -> None:
-    for uplink in (stage.lab.a, stage.lab.b):
-        uplink.set_down()
+    lost = watch.bound()
+    stage.other(lost).set_down()  # this one first: nothing to switch to
+    stage.wait_paths(1)
+    stage.uplink(lost).set_down()
     watch.pair.client.wait_state("RECOVERING", after=watch.seq())
     until(lambda: not watch.pair.client.status()["paths"], "no path is left")
     stage.lab.b.set_up()
@@ -251,7 +253,8 @@ def test_silence_beyond_the_recovery_window(stage: Stage) -> None:
     pair = stage.pair(client_policy=policy, gateway_policy=policy)
     with stage.watch(pair) as watch:
         lost = watch.bound()
-        stage.other(lost).silence()  # this one first: it must not be there to answer
+        stage.other(lost).silence()  # this one first, and for long: it is no witness any more
+        until(lambda: pair.client.status()["paths"][-1]["last_heard_ms"] > 1000, "it is silent")
         stage.uplink(lost).silence()
         for daemon in (pair.client, pair.gateway):
             seq = watch.seq("client" if daemon is pair.client else "gateway")
