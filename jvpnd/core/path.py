@@ -36,6 +36,7 @@ class Path:
     died_ms: float | None = None
     probed_ms: float | None = None
     unanswered: int = 0  # probes in a row
+    unanswered_since_ms: float = 0  # when the first of them was sent
 
     @property
     def id(self) -> str:
@@ -44,6 +45,8 @@ class Path:
     def probe_sent(self, sequence: int, now_ms: float) -> None:
         self.loss.sent(sequence, now_ms)
         self.probed_ms = now_ms
+        if self.unanswered == 0:
+            self.unanswered_since_ms = now_ms
         self.unanswered += 1
 
     def probe_answered(self, sequence: int, now_ms: float) -> bool:

@@ -90,9 +90,8 @@ class BindingWatch:
         """Look at the silence; `why` says what made it a death."""
         # A late answer to an old question is no evidence: only when a probe was sent counts.
         proven_ms = max((p.proven_ms for p in others if p.proven_ms is not None), default=None)
-        recently = now_ms - 2 * policy.heartbeat_idle_ms
-        others_live = proven_ms is not None and proven_ms > recently
-        if bound.unanswered >= ONE_WAY_DEAD and others_live:
+        one_way = proven_ms is not None and proven_ms >= bound.unanswered_since_ms
+        if bound.unanswered >= ONE_WAY_DEAD and one_way:
             self.why = "probes unanswered on this path only"
             return Verdict.DEAD
         if self.waiting_ms is None:

@@ -168,6 +168,16 @@ def test_all_paths_dead_for_less_than_the_ttl_is_survived() -> None:
     assert net.client.longest_gap_ms(net.now_ms - 500) <= 25
 
 
+def test_both_paths_silent_at_once_is_no_evidence_against_one() -> None:
+    policy = Policy(heartbeat_idle_ms=300, volatile_after_ms=600, volatile_to_degraded_ms=1_000)
+    net = Net(policy=policy)
+    net.attach()
+    for name in ("wlan", "wwan"):
+        net.blackhole(name)
+    net.run(3_000)
+    assert net.client_history.reasons()[1:3] == ["VOLATILITY_SIGNAL", "TRANSPORT_DEAD"]
+
+
 def test_all_links_down_and_up_again_resumes_at_once() -> None:
     net = Net()
     before = net.attach()
