@@ -151,6 +151,15 @@ def test_a_replayed_init_dies() -> None:
     assert bench.security() == ["SEC_REPLAY_ATTEMPT"]
 
 
+def test_inits_of_one_birth_that_overtake_each_other_are_no_attack() -> None:
+    bench = Bench()
+    first, second = itertools.islice(bench.inits(bench.agent), 2)
+    assert len(bench.give(HOME, second)) == 1
+    assert bench.give(AWAY, first) == []
+    assert bench.security() == []
+    assert bench.gateway.dropped == {"late INIT": 1}
+
+
 def test_an_unlisted_key_gets_no_answer() -> None:
     bench = Bench()
     stranger = bench.client(b"x" * 32)

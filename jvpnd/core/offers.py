@@ -73,10 +73,13 @@ class Offers:
         if entry is None:
             self._state.abuse(now_ms, Reason.AUTH_FAIL, origin, "unknown client key")
             return
-        if opened.payload.timestamp <= self._timestamps.get(entry.public_key, 0):
-            self._state.abuse(
-                now_ms, Reason.SEC_REPLAY_ATTEMPT, origin, f"old INIT of {entry.name}"
-            )
+        late_us = self._timestamps.get(entry.public_key, 0) - opened.payload.timestamp
+        if 0 < late_us < c.HANDSHAKE_TIMEOUT_MS * 1000:
+            self._state.count("late INIT")  # overtaken by another of the same birth
+            return
+        if late_us >= 0:
+            what = f"old INIT of {entry.name}"
+            self._state.abuse(now_ms, Reason.SEC_REPLAY_ATTEMPT, origin, what)
             return
         self._timestamps[entry.public_key] = opened.payload.timestamp
         self._answer(now_ms, origin, entry, opened)
