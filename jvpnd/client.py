@@ -35,6 +35,7 @@ from jvpnd.net.links import LinkWatcher, Uplink
 from jvpnd.net.routes import HostNetwork, Mode
 from jvpnd.net.tun import Tun
 from jvpnd.observe.log import EventLog
+from jvpnd.rates import RateMeter
 from jvpnd.shell import CoreDriver, Serializer
 from jvpnd.transport.udp import PathError, open_path_socket
 
@@ -102,6 +103,7 @@ class ClientShell:
             self._sample,
         )
         self.plane: DataPlane
+        self.rates = RateMeter()
         self._watcher = LinkWatcher(config.uplinks, {tun.name}, self._uplinks_changed)
         self._uplinks: dict[str, Uplink] = {}
         self._endpoints: list[Endpoint] = []
@@ -293,9 +295,8 @@ class ClientShell:
         self._changes.submit(configure)
 
     def _sample(self, now: float) -> None:
-        if self.agent.bound is None:
-            return
         counters = self.plane.slot_counters(SLOT)
+        self.rates.sample(now, counters.tx_bytes, counters.rx_bytes)
         self.agent.traffic(
             now,
             Traffic(

@@ -31,6 +31,7 @@ from jvpnd.host import SystemEntropy, has_aes, now_ms
 from jvpnd.net.routes import HostNetwork
 from jvpnd.net.tun import Tun
 from jvpnd.observe.log import EventLog
+from jvpnd.rates import RateMeter
 from jvpnd.shell import CoreDriver
 from jvpnd.store.table import SessionTable
 from jvpnd.transport.udp import ListenError, open_listen_socket
@@ -79,6 +80,7 @@ class GatewayShell:
             self._sample,
         )
         self.plane: DataPlane
+        self.rates = RateMeter()
         self.slots: dict[bytes, int] = {}
         self._free = list(range(SLOTS - 1, -1, -1))
         self._inner: dict[bytes, tuple[str, ...]] = {}
@@ -189,9 +191,12 @@ class GatewayShell:
         self.core.store_result(now_ms(), effect.token, outcome)
 
     def _sample(self, now: float) -> None:
+        tx_bytes = rx_bytes = 0
         for session_id, slot in self.slots.items():
             counters = self.plane.slot_counters(slot)
             self.core.data_heard(now, session_id, counters.last_rx_ms, counters.last_rx_index)
+            tx_bytes, rx_bytes = tx_bytes + counters.tx_bytes, rx_bytes + counters.rx_bytes
+        self.rates.sample(now, tx_bytes, rx_bytes)
 
 
 def _open_listen(number: int, endpoint: Endpoint) -> socket.socket:

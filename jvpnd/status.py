@@ -15,6 +15,7 @@ from jvpnd.dataplane.plane import DataPlane
 from jvpnd.gateway import GatewayShell
 from jvpnd.host import now_ms
 from jvpnd.net.tun import Tun
+from jvpnd.rates import RateMeter
 
 Json = dict[str, Any]
 
@@ -68,6 +69,11 @@ def _traffic(plane: DataPlane, slots: list[int], control_drops: dict[str, int]) 
     }
 
 
+def _rates(meter: RateMeter) -> Json:
+    tx, rx = meter.bytes_per_s()
+    return {"tx_bytes_per_s": round(tx), "rx_bytes_per_s": round(rx)}
+
+
 def client_paths(agent: ClientAgent) -> list[Json]:
     """Every candidate, the bound one first."""
     now = now_ms()
@@ -100,7 +106,7 @@ def client_status(shell: ClientShell, tun: Tun) -> Json:
         "session": client_session(agent),
         "resting": agent.is_resting,
         "paths": client_paths(agent),
-        "traffic": _traffic(shell.plane, [SLOT], agent.dropped),
+        "traffic": _traffic(shell.plane, [SLOT], agent.dropped) | _rates(shell.rates),
         "policy_version": agent.policy.version,
         "interface": tun.name,
         "offloads": asdict(tun.offloads),
@@ -144,7 +150,8 @@ def gateway_status(shell: GatewayShell, tun: Tun) -> Json:
         "sessions": gateway_sessions(shell),
         "clients_configured": len(shell.config.clients),
         "paths": [],
-        "traffic": _traffic(shell.plane, list(shell.slots.values()), shell.core.dropped),
+        "traffic": _traffic(shell.plane, list(shell.slots.values()), shell.core.dropped)
+        | _rates(shell.rates),
         "policy_version": shell.core.policy.version,
         "interface": tun.name,
         "offloads": asdict(tun.offloads),

@@ -17,6 +17,7 @@ from jvpnd.cli.text import (
     moment,
     paint,
     plural,
+    rate,
     size,
     table,
 )
@@ -132,9 +133,15 @@ def _common_fields(answer: Json) -> list[tuple[str, str | None]]:
     traffic = answer["traffic"]
     dropped = {name: count for name, count in traffic["dropped"].items() if count}
     words = ", ".join(f"{name} {count:,}" for name, count in sorted(dropped.items()))
+
+    def carried(way: str) -> str:
+        packets = plural(traffic[f"{way}_packets"], "packet")
+        now = rate(traffic.get(f"{way}_bytes_per_s", 0))
+        return f"{size(traffic[f'{way}_bytes'])} ({packets}), now {now}"
+
     return [
-        ("sent", f"{size(traffic['tx_bytes'])} ({plural(traffic['tx_packets'], 'packet')})"),
-        ("received", f"{size(traffic['rx_bytes'])} ({plural(traffic['rx_packets'], 'packet')})"),
+        ("sent", carried("tx")),
+        ("received", carried("rx")),
         ("dropped", words or None),
         ("policy", f"version {answer['policy_version']}"),
         ("offloads", _offloads(answer["offloads"])),

@@ -77,6 +77,18 @@ def size(count: int | None) -> str:
     return f"{value:.1f} {_UNITS[power]}"
 
 
+def rate(bytes_per_s: float) -> str:
+    """Bits a second as network engineers say it: "1.2 Gbit/s", "idle" for none."""
+    bits = bytes_per_s * 8
+    if bits < 1:
+        return "idle"
+    for unit in ("bit/s", "kbit/s", "Mbit/s"):
+        if bits < 1000:
+            return f"{bits:.3g} {unit}"
+        bits /= 1000
+    return f"{bits:.3g} Gbit/s"
+
+
 def plural(count: int, word: str) -> str:
     """`1 switch`, `3 switches`."""
     ending = "" if count == 1 else "es" if word.endswith("ch") else "s"
