@@ -13,6 +13,7 @@ import time
 from contextlib import ExitStack
 
 from lab.daemons import INNER, Pair
+from lab.namespace import sweep
 from lab.topology import Lab, Uplink
 from lab.traffic import Traffic
 from lab.wire import Conditions
@@ -150,6 +151,9 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\nstopped; everything is put back")
         return 130
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not spoil this
+        sweep()
 
 
 if __name__ == "__main__":
