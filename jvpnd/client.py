@@ -136,7 +136,8 @@ class ClientShell:
             self._retry.cancel()
         await self._watcher.close()
         await self._changes.close()
-        await self.plane.close()
+        if hasattr(self, "plane"):  # the start may have failed before it
+            await self.plane.close()
         for path in self._open.values():
             path.sock.close()
 
