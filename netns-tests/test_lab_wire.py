@@ -5,7 +5,6 @@ The tests own both far ends: sockets made inside the namespaces, so that every f
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import json
 import os
@@ -19,10 +18,10 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from lab.namespace import Namespace, ip
@@ -30,8 +29,6 @@ from lab.wire import QUEUE_MAX, Conditions, Wire
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
-_LIBC = ctypes.CDLL(None, use_errno=True)
-_CLONE_NEWNET = 0x40000000
 _SO_RCVBUFFORCE = 33
 _SOL_UDP, _UDP_SEGMENT = 17, 103
 # A local experimental EtherType (IEEE 802): no protocol answers it.
@@ -40,35 +37,14 @@ HEADER = b"\xff" * 6 + b"\x02\0\0\0\0\1" + ETHERTYPE.to_bytes(2, "big")
 WAIT_S = 3  # bounds a hang
 ADDRESSES = {4: ("10.9.0.1", "10.9.0.2"), 6: ("fd09::1", "fd09::2")}
 
-T = TypeVar("T")
-
-
-def within(namespace: Namespace, make: Callable[[], T]) -> T:
-    """What `make` returns in a thread of that namespace; a socket stays where it was made."""
-    made: list[T] = []
-
-    def body() -> None:
-        with open(f"/run/netns/{namespace.name}", "rb") as handle:
-            if _LIBC.setns(handle.fileno(), _CLONE_NEWNET):
-                raise OSError(ctypes.get_errno(), "setns")
-        made.append(make())
-
-    thread = threading.Thread(target=body)
-    thread.start()
-    thread.join()
-    assert made, f"no socket in {namespace.name}"
-    return made[0]
-
-
 class End:
     """Raw frames at one far end; each carries its number."""
 
     def __init__(self, namespace: Namespace, device: str) -> None:
-        self.sock = within(
-            namespace, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        self.sock = namespace.within(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         )
         self.sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 64 << 20)
-        within(namespace, lambda: self.sock.bind((device, ETHERTYPE)))
+        namespace.within(lambda: self.sock.bind((device, ETHERTYPE)))
         self.sock.settimeout(WAIT_S)
 
     def send(self, number: int, length: int = 60) -> None:
@@ -338,10 +314,10 @@ def transfer(server_ns: Namespace, client_ns: Namespace, address: str, size: int
     """A TCP stream each way at once over one connection, every byte compared."""
     texts = [random.Random(seed).randbytes(size) for seed in (1, 2)]
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    listener = within(server_ns, lambda: socket.create_server((address, 5001), family=family))
+    listener = server_ns.within(lambda: socket.create_server((address, 5001), family=family))
     with listener:
         listener.settimeout(WAIT_S)
-        client = within(client_ns, lambda: socket.create_connection((address, 5001), WAIT_S))
+        client = client_ns.within(lambda: socket.create_connection((address, 5001), WAIT_S))
         server, _ = listener.accept()
         server.settimeout(WAIT_S)
         with client, server:
@@ -395,7 +371,7 @@ def test_udp_super_packets_are_cut_before_the_wire(rig: Rig, version: int) -> No
 
     text = random.Random(3).randbytes(30 * 1200 + 100)
     sender, receiver = (
-        within(namespace, functools.partial(bound, address))
+        namespace.within(functools.partial(bound, address))
         for namespace, address in ((rig.ns_a, here), (rig.ns_b, there))
     )
     with sender, receiver:
@@ -429,7 +405,7 @@ def test_a_routers_super_packets_are_cut_before_the_wire(rig: Rig) -> None:
 def test_a_frame_too_long_for_the_wire_is_dropped_and_counted(rig: Rig) -> None:
     rig.give_addresses()
     rig.ns_a.run("ethtool", "-K", "va", "tx", "on", "tx-udp-segmentation", "on")
-    with within(rig.ns_a, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sender:
+    with rig.ns_a.within(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sender:
         sender.setsockopt(_SOL_UDP, _UDP_SEGMENT, 1200)
         for _ in range(3):
             sender.sendto(bytes(12000), (ADDRESSES[4][1], 5003))

@@ -25,14 +25,12 @@ BURST_LIMIT = 12  # then suspicion goes on at the busy heartbeat
 BURST_DEAD = 4  # burst probes unanswered, while a candidate answers, are a death
 ONE_WAY_DEAD = 15  # probes unanswered in a row, however much is heard, are one too
 LATE_SHELL_MS = 20  # a timer later than this tells of a stalled host, not of a silent path
-MAX_OUTSTANDING_PROBES = 64
 
 # Recovery
 FRESH_MS = 2_500  # a candidate heard or added within this time is worth early data
 REATTACH_RTO_MAX_MS = 1_000
 PLANNED_ATTEMPTS = 3  # on the target of a planned switch, before the old binding is kept
 DEGRADED_RETRY_MS = 2_000
-RECOVERING_PROBE_MS = 200
 HINT_GAP_MS = 20
 
 # Gateway

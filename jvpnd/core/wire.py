@@ -35,7 +35,6 @@ class Suite(IntEnum):
 
 TAG_LEN = 16
 KEY_LEN = 32
-SESSION_ID_LEN = 16
 
 # DATA and CONTROL: type u8, lane u8, reserved u16, receiver index u32, counter u64. These 16 bytes
 # are the associated data; the nonce is lane u8, three zero bytes, counter u64.
@@ -51,7 +50,6 @@ FLAG_SEGMENT = 2  # one slice of a super-packet, behind the super-packet's heade
 FLAG_LAST = 4  # the slice ends its super-packet
 SEGMENT = struct.Struct("<HH")
 
-MAX_DATAGRAM = 65535
 MAX_CONTROL_LEN = 2048  # nothing but DATA is longer
 
 

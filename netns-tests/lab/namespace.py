@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import os
 import signal
 import subprocess
+import threading
+from collections.abc import Callable
 from types import TracebackType
+from typing import TypeVar
 
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_CLONE_NEWNET = 0x40000000
 _numbers = itertools.count()
+
+T = TypeVar("T")
 
 
 def ip(*arguments: str) -> None:
@@ -100,6 +108,22 @@ class Namespace:
         )
         self._processes.append(process)
         return process
+
+    def within(self, make: Callable[[], T]) -> T:
+        """What `make` returns in a thread inside; a socket stays where it was made."""
+        made: list[T] = []
+
+        def body() -> None:
+            with open(f"/run/netns/{self.name}", "rb") as handle:
+                if _LIBC.setns(handle.fileno(), _CLONE_NEWNET):
+                    raise OSError(ctypes.get_errno(), "setns")
+            made.append(make())
+
+        thread = threading.Thread(target=body)
+        thread.start()
+        thread.join()
+        assert made, f"nothing was made in {self.name}"
+        return made[0]
 
     def close(self) -> None:
         for process in self._processes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import struct
+from abc import ABC, abstractmethod
 from collections import deque
 from random import Random
 from typing import Any
@@ -65,7 +66,7 @@ def _whereabouts(to: Destination) -> Whereabouts:
     return to if isinstance(to, str) else Peer(to.socket_id, to.remote)
 
 
-class _End:
+class _End(ABC):
     """What both ends share: perform effects in order, collect packets, keep the history."""
 
     def __init__(self, core: Any, ledger: Ledger, history: History) -> None:
@@ -118,11 +119,13 @@ class _End:
             self._out.append(Packet(_whereabouts(sealed[0]), sealed[1]))
         return sealed is not None
 
+    @abstractmethod
     def _perform_own(self, effect: Effect) -> None:
-        raise NotImplementedError
+        """Effects that only one of the ends has."""
 
+    @abstractmethod
     def _data(self, source: Destination, packet: bytes) -> None:
-        raise NotImplementedError
+        """DATA came in."""
 
 
 class ClientEnd(_End):
