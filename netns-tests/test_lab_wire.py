@@ -37,11 +37,13 @@ HEADER = b"\xff" * 6 + b"\x02\0\0\0\0\1" + ETHERTYPE.to_bytes(2, "big")
 WAIT_S = 3  # bounds a hang
 ADDRESSES = {4: ("10.9.0.1", "10.9.0.2"), 6: ("fd09::1", "fd09::2")}
 
+
 class End:
     """Raw frames at one far end; each carries its number."""
 
     def __init__(self, namespace: Namespace, device: str) -> None:
-        self.sock = namespace.within(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        self.sock = namespace.within(
+            lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         )
         self.sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 64 << 20)
         namespace.within(lambda: self.sock.bind((device, ETHERTYPE)))

@@ -100,12 +100,12 @@ def run_echo(address: str, rate_hz: float) -> None:
                 echo.send(number)
                 number += 1
             for key, _ in selector.select(max(0, wait_s)):
-                if key.fileobj is sys.stdin:
-                    if not sys.stdin.readline():
-                        return
+                if key.fileobj is echo.sock:
+                    echo.receive()
+                elif sys.stdin.readline():
                     print(json.dumps(echo.report()), flush=True)
                 else:
-                    echo.receive()
+                    return
 
 
 def serve_tcp(address: str) -> None:
@@ -133,7 +133,7 @@ def run_tcp(address: str) -> None:
         selector.register(sys.stdin, selectors.EVENT_READ)
         while True:
             for key, _ in selector.select():
-                if key.fileobj is sys.stdin:
+                if key.fileobj is not connection:
                     if not sys.stdin.readline():
                         return
                     report = {"bytes": total - marked, "total": total, "problem": problem}
