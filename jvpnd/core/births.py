@@ -58,7 +58,6 @@ class Births:
         if self._begin_ms is None or now_ms < self._begin_ms or not state.paths:
             return
         state.session = Session(None, state.identity.name, now_ms, attempt=1, entered_ms=now_ms)
-        self._pending.clear()
         self._init_at_ms, self._inits_made = now_ms, 0
         self._send_next_init(now_ms)
 
@@ -88,7 +87,7 @@ class Births:
             self._send_init(now_ms, bound, session.id)
 
     def cancel_rekey(self, now_ms: float) -> None:
-        """The path of a rekey under way is gone, or the session is."""
+        """The path of a rekey under way is gone, or its epoch would not be the newest any more."""
         for pending in self._pending:
             self._state.effects.append(Unexpect(pending.index))
         self._pending.clear()
@@ -122,7 +121,9 @@ class Births:
             b"",
         )
         pending = self._handshake.start(now_ms, path.id, payload, self._cookie)
-        self._pending = [*self._pending, pending][-c.MAX_PENDING_INITS :]
+        if len(self._pending) == c.MAX_PENDING_INITS:
+            state.effects.append(Unexpect(self._pending.pop(0).index))
+        self._pending.append(pending)
         state.effects += [
             SaveTimestamp(self._timestamp),
             Expect(pending.index),

@@ -238,6 +238,7 @@ class ClientAgent:
             state.machine.note(session, "TRANSPORT_SWITCH_DENIED", refusal.reason, details)
             return refusal
         ordered: dict[str, object] = {"to_path": target.id, "why": "operator"}
+        self._births.cancel_rekey(now_ms)
         self._recovery.move(now_ms, target, Event.SWITCH_ORDERED, ordered)
         return None
 
@@ -310,6 +311,7 @@ class ClientAgent:
         if path is not state.bound or session.state not in LIVE:
             return
         if session.may_switch(now_ms, state.policy):
+            self._births.cancel_rekey(now_ms)
             self._recovery.move(now_ms, path, Event.NAT_REBOUND, {"path": path.id})
         else:
             details: dict[str, object] = {"to_path": path.id}

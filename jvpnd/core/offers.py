@@ -47,7 +47,7 @@ class Offers:
         self._has_aes = has_aes
         self._handshake = GatewayHandshake(state.secret, state.entropy)
         self._ticket_key = keys.ticket_key(state.secret)
-        self._timestamps: dict[bytes, int] = {}
+        self._newest: dict[bytes, tuple[int, Origin]] = {}  # INIT of each client: timestamp, source
 
     def on_init(self, now_ms: float, origin: Origin, packet: bytes) -> None:
         init = self._handshake.decode(packet)
@@ -73,7 +73,11 @@ class Offers:
         if entry is None:
             self._state.abuse(now_ms, Reason.AUTH_FAIL, origin, "unknown client key")
             return
-        late_us = self._timestamps.get(entry.public_key, 0) - opened.payload.timestamp
+        newest_us, heard_from = self._newest.get(entry.public_key, (0, origin))
+        late_us = newest_us - opened.payload.timestamp
+        if late_us == 0 and origin == heard_from:
+            self._state.count("duplicate INIT")  # the network doubled it
+            return
         if 0 < late_us < c.HANDSHAKE_TIMEOUT_MS * 1000:
             self._state.count("late INIT")  # overtaken by another of the same birth
             return
@@ -81,7 +85,7 @@ class Offers:
             what = f"old INIT of {entry.name}"
             self._state.abuse(now_ms, Reason.SEC_REPLAY_ATTEMPT, origin, what)
             return
-        self._timestamps[entry.public_key] = opened.payload.timestamp
+        self._newest[entry.public_key] = (opened.payload.timestamp, origin)
         self._answer(now_ms, origin, entry, opened)
 
     def _ask_for_cookie(self, now_ms: float, origin: Origin, init: Init) -> None:
