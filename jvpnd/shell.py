@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
+
+from pyroute2.netlink.exceptions import NetlinkError
 
 from jvpnd.core.effects import Effect, Emit
 from jvpnd.core.policy import Policy
 from jvpnd.host import now_ms
+from jvpnd.net.errors import MissingFeature
 from jvpnd.observe.log import EventLog
 
 _log = logging.getLogger("jvpnd")
@@ -107,19 +110,21 @@ class Serializer:
     """Runs asynchronous host-network changes one at a time, in order."""
 
     def __init__(self) -> None:
-        self._queue: asyncio.Queue[Callable[[], object]] = asyncio.Queue()
+        self._queue: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
         self._task = asyncio.create_task(self._run())
 
-    def submit(self, change: Callable[[], object]) -> None:
-        """`change` returns an awaitable; a host that refuses it is told of in the log."""
+    def submit(self, change: Callable[[], Awaitable[None]]) -> None:
+        """Queue a change; what the host refuses is told of in the log, and a bug raises here."""
+        if self._task.done():
+            self._task.result()
         self._queue.put_nowait(change)
 
     async def _run(self) -> None:
         while True:
             change = await self._queue.get()
             try:
-                await change()  # type: ignore[misc]
-            except OSError as error:
+                await change()
+            except (OSError, NetlinkError, MissingFeature) as error:
                 _log.error("the host's network refused a change: %s", error)
 
     async def close(self) -> None:
