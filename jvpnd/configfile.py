@@ -5,10 +5,11 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from jvpnd.core.policy import shown
 
+MAX_FILE_BYTES: Final = 16 * 1024 * 1024  # far above what a gateway with every client needs
 T = TypeVar("T")
 
 
@@ -25,9 +26,14 @@ class ConfigError(Exception):
 def read(file: Path, known: Collection[str]) -> Table:
     """The top table of `file`, with these keys and no other. Raises ConfigError."""
     try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
+        with file.open("rb") as opened:
+            raw = opened.read(MAX_FILE_BYTES + 1)  # it may be a device without an end
     except OSError as error:
         raise ConfigError(file, "", error.strerror or str(error), "a readable file") from None
+    if len(raw) > MAX_FILE_BYTES:
+        raise ConfigError(file, "", "is too large", f"at most {MAX_FILE_BYTES} bytes")
+    try:
+        values = tomllib.loads(raw.decode())
     except (ValueError, RecursionError) as error:
         raise ConfigError(file, "", f"is not TOML: {error}", "TOML 1.0 in UTF-8") from None
     return Table(file, "", values, known)
