@@ -5,8 +5,10 @@ The wire between two hosts has tests of its own (test_lab_wire.py).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -280,6 +282,15 @@ def test_no_packet_breaks_the_parser(packet: bytes, first: bytes) -> None:
     parse(first + packet)
 
 
+def test_no_truncated_packet_breaks_the_parser() -> None:
+    whole = forge(Datagram(("192.0.2.1", 1), ("192.0.2.2", 2), b"text"))
+    headers = 20 + 8
+    for length in range(len(whole)):
+        found = parse(whole[:length])
+        assert (found is None) == (length < headers)
+        assert found is None or found.payload == b"text"[: length - headers]
+
+
 @VERSIONS
 def test_a_listener_hears_both_ways_of_its_port_and_nothing_else(ends: Ends, version: int) -> None:
     uplink = ends.lab.a
@@ -487,10 +498,17 @@ def test_a_sweep_takes_what_was_not_closed_and_only_its_own(lab: Lab) -> None:
         assert forgetful.stdin is not None
         assert forgetful.stdout is not None
         assert forgetful.stdout.readline() == "built\n"
-        assert alive(namespaces_of(forgetful.pid))
+        left = [os.pidfd_open(pid) for pid in alive(namespaces_of(forgetful.pid))]
+        assert len(left) == 4  # two wires, an echo's two ends
         forgetful.stdin.write("\n")
         forgetful.stdin.flush()
         assert forgetful.stdout.readline() == "swept\n"
         assert not namespaces_of(forgetful.pid)
+        for handle in left:
+            ended = select.select([handle], [], [], WAIT_S)[0]
+            with contextlib.suppress(ProcessLookupError):  # a failure leaves none either
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+            os.close(handle)
+            assert ended
     assert namespaces_of(os.getpid()) == others
     assert alive(others)
