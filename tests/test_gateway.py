@@ -151,6 +151,15 @@ def test_a_replayed_init_dies() -> None:
     assert bench.security() == ["SEC_REPLAY_ATTEMPT"]
 
 
+def test_the_network_doubling_an_init_is_no_attack() -> None:
+    bench = Bench()
+    init = next(bench.inits(bench.agent))
+    assert len(bench.give(HOME, init)) == 1
+    assert bench.give(HOME, init) == []
+    assert bench.security() == []
+    assert bench.gateway.dropped == {"duplicate INIT": 1}
+
+
 def test_inits_of_one_birth_that_overtake_each_other_are_no_attack() -> None:
     bench = Bench()
     first, second = itertools.islice(bench.inits(bench.agent), 2)

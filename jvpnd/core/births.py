@@ -206,7 +206,7 @@ class Births:
         assert state.binding is not None
         session.root, session.epoch = done.root, done.epoch_keys.epoch
         state.credentials = Credentials(welcome.ticket, welcome.next_index, welcome.reset_key)
-        state.anchor_ms = now_ms
+        state.anchor_ms = done.asked_ms
         self._rekey_at_ms = now_ms + state.policy.rekey_after_ms
         state.binding.adopt(done.epoch_keys, path.id, None)
         state.probe(now_ms, path)

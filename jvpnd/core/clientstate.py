@@ -42,7 +42,7 @@ class ClientState:
         self.bound: Path | None = None
         self.binding: Binding | None = None
         self.credentials: Credentials | None = None
-        self.anchor_ms = 0.0  # the last handshake of the session: proof ages count from it
+        self.anchor_ms = 0.0  # when the root's INIT was sent: proof ages count from it
         self.watch = BindingWatch(0)
         self.dropped: dict[str, int] = {}
         self._paused = True  # nothing may leave before there is a session

@@ -81,6 +81,11 @@ class GatewayState:
         self.reserved.discard(index)
         self.effects.append(ReleaseReceive(index))
 
+    def drop_offer(self, offer: Offer) -> None:
+        self.by_index.pop(offer.keys.index, None)
+        self.reserved -= {offer.keys.index, offer.next_index}
+        self.effects.append(Unexpect(offer.keys.index))
+
     def hint(self, now_ms: float, peer: Peer, origin: Origin) -> None:
         """Ask the client to bind the address it is heard from; nothing moves by itself."""
         if now_ms - peer.hinted_ms >= c.HINT_GAP_MS:
@@ -101,6 +106,9 @@ class GatewayState:
         self.effects.append(ReleaseSend(session.id))
         for index in list(peer.draining):
             self.release_index(peer, index)
+        for offer in list(self.by_index.values()):  # no late rekey brings it back
+            if isinstance(offer, Offer) and offer.session_id == session.id:
+                self.drop_offer(offer)
         self.by_index.pop(peer.keys.index, None)
         self.reserved -= {peer.next_index, peer.keys.index}
         self.effects += [

@@ -57,6 +57,7 @@ class Established:
     root: bytes = field(repr=False)
     welcome: Welcome
     epoch_keys: EpochKeys
+    asked_ms: float  # when the INIT was sent
 
 
 class ClientHandshake:
@@ -111,7 +112,7 @@ class ClientHandshake:
             keys.client_to_gateway(root, pending.attempt, digest),
             keys.gateway_to_client(root, pending.attempt, digest, digest),
         )
-        return Established(root, welcome, epoch)
+        return Established(root, welcome, epoch, pending.sent_ms)
 
 
 @dataclass(frozen=True, slots=True)

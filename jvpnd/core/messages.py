@@ -173,7 +173,7 @@ def _decode_addresses(raw: bytes) -> tuple[str, ...] | None:
 
 @dataclass(frozen=True, slots=True)
 class ReattachRequest:
-    """The sealed part of REATTACH_REQUEST. sent_ms counts from the client's attach (proof age)."""
+    """The sealed part of REATTACH_REQUEST. sent_ms counts from the root's INIT (proof age)."""
 
     attempt: int
     client_nonce: bytes

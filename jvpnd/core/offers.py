@@ -159,28 +159,32 @@ class Offers:
     def _limit(self, entry: ClientEntry) -> None:
         mine = [offer for offer in self.all() if offer.entry is entry]
         for offer in mine[: max(0, len(mine) - c.MAX_PENDING_INITS + 1)]:
-            self._drop(offer)
-
-    def _drop(self, offer: Offer) -> None:
-        self._state.by_index.pop(offer.keys.index, None)
-        self._state.reserved -= {offer.keys.index, offer.next_index}
-        self._state.effects.append(Unexpect(offer.keys.index))
+            self._state.drop_offer(offer)
 
     def forget_old(self, now_ms: float) -> None:
+        """Births that nobody confirmed, and rekeys that the session has gone past.
+
+        A rekey may be confirmed late: perhaps its client has the answer, and then lost every path.
+        """
         for offer in self.all():
-            if now_ms - offer.made_ms > c.HANDSHAKE_TIMEOUT_MS and not offer.confirming:
-                self._drop(offer)
+            peer = self._state.sessions.get(offer.session_id)
+            if peer is not None:
+                over = offer.keys.epoch <= peer.session.attempt
+            else:
+                over = now_ms - offer.made_ms > c.HANDSHAKE_TIMEOUT_MS and not offer.confirming
+            if over:
+                self._state.drop_offer(offer)
 
     def confirm(self, now_ms: float, offer: Offer, reply: Reply) -> None:
         """The client has shown that it holds the keys: the birth or the rekey takes effect, and
         the message that showed it is answered."""
-        offer.confirming = True
         peer = self._state.sessions.get(offer.session_id)
         if peer is not None:
-            if offer.keys.epoch > peer.session.epoch:
+            if offer.keys.epoch > peer.session.attempt:
                 self.confirm_rekey(now_ms, peer, offer)
                 reply(now_ms, peer)
             return
+        offer.confirming = True
         session = Session(
             offer.session_id,
             offer.entry.name,
@@ -201,7 +205,7 @@ class Offers:
             offer.keys,
             offer.channel,
             offer.next_index,
-            now_ms,
+            offer.made_ms,
             now_ms,
             offer.timestamp,
         )
@@ -226,7 +230,7 @@ class Offers:
         assert session.id is not None
         for other in self.all():
             if other.entry is offer.entry:
-                self._drop(other)
+                self._state.drop_offer(other)
         for old in [p for p in self._state.sessions.values() if p.entry is peer.entry]:
             self._state.end(now_ms, old, Event.SUPERSEDED, Reason.SUPERSEDED)
         self._state.sessions[session.id] = peer
@@ -257,7 +261,7 @@ class Offers:
         self._state.reserved.discard(peer.next_index)
         self._state.effects.append(Unexpect(peer.next_index))
         peer.keys, peer.channel, peer.next_index = offer.keys, offer.channel, offer.next_index
-        peer.issue, peer.anchor_ms, peer.timestamp = 0, now_ms, offer.timestamp
+        peer.issue, peer.anchor_ms, peer.timestamp = 0, offer.made_ms, offer.timestamp
         self._state.reserved.add(peer.next_index)
         self._state.by_index[peer.keys.index] = peer
         self._state.machine.note(session, "REKEY", Reason.HANDSHAKE_OK, {"epoch": session.epoch})

@@ -59,7 +59,7 @@ class Peer:
     keys: EpochKeys
     channel: ControlChannel
     next_index: int
-    anchor_ms: float
+    anchor_ms: float  # when the INIT of the root came: proof ages count from it
     heard_ms: float
     timestamp: int
     issue: int = 0

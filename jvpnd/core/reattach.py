@@ -62,7 +62,7 @@ def make_attempt(
     anchor_ms: float,
     entropy: Entropy,
 ) -> Attempt:
-    """The next attempt over `path`. `anchor_ms`: when the last handshake of the session was."""
+    """The next attempt over `path`. `anchor_ms`: when the INIT of the session's root was sent."""
     session.attempt += 1
     nonce = entropy.draw(32)
     index = int.from_bytes(entropy.draw(4), "little")

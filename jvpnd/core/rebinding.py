@@ -79,7 +79,8 @@ class Rebinding:
         body = open_request(packet, keys.proof_key(peer.session.root))
         if body is None:
             for offer in self._offers.all():
-                if offer.session_id == peer.session.id:
+                newer = offer.keys.epoch > peer.session.attempt
+                if offer.session_id == peer.session.id and newer:
                     body = open_request(packet, keys.proof_key(offer.root))
                     if body is not None:
                         self._offers.forget(offer)

@@ -90,11 +90,14 @@ def test_after_faults_stop_the_session_is_attached_within_the_policys_bounds(
         mend(net)
         # The rate bound may hold it for a minute, a failed birth backs off for half a one.
         net.world.run_until(net.is_attached, net.now_ms + 95_000)
-        net.run(2_000)
+        net.run(6_000)  # offers that nobody took up have been forgotten then
         assert net.session.state is State.ATTACHED, f"seed {seed}"
         assert len(net.client.plane.receiving) <= 2, "old epochs are still received"
         assert len(net.gateway.plane.receiving) <= 2, "old epochs are still received"
         assert len(net.gateway.plane.expected) <= 2, "indexes are still expected"
+        assert len(net.client.plane.expected) <= 1, "indexes are still expected"
+        for history in (net.client_history, net.gateway_history):
+            assert history.of("SECURITY_EVENT") == [], f"seed {seed}: a fault taken for an attack"
         assert net.client.longest_gap_ms(net.now_ms - 1_000) <= 100, f"seed {seed}"
 
 

@@ -266,6 +266,43 @@ def test_rekey_under_traffic_changes_the_epoch_and_loses_nothing() -> None:
     assert net.client_history.reasons() == ["HANDSHAKE_OK"]
 
 
+def rekey_asked(net: Net) -> None:
+    """Run until the INIT of a rekey is on its way."""
+    asked = len(net.client.sent)
+    net.world.run_until(
+        lambda: any(p[0] == PacketType.HANDSHAKE_INIT for p in net.client.sent[asked:]),
+        net.now_ms + 10_000,
+    )
+
+
+def test_all_paths_lost_right_after_a_rekey_was_answered_is_survived() -> None:
+    net = Net(policy=Policy(rekey_after_ms=5_000))
+    before = net.attach()
+    rekey_asked(net)
+    for name in ("wlan", "wwan"):
+        net.world.paths[name].up = Conditions(blackhole=True)
+    net.run(15_000)
+    assert (net.session.rekeys, net.gateway.gateway.sessions[before].session.rekeys) == (1, 0)
+    for name in ("wlan", "wwan"):
+        net.heal(name)
+    net.run(5_000)
+    assert net.is_attached()
+    assert net.session.id == before
+    assert net.gateway_history.of("SECURITY_EVENT") == []
+
+
+def test_a_session_that_was_ended_is_not_brought_back_by_a_late_rekey() -> None:
+    net = Net(policy=Policy(rekey_after_ms=5_000))
+    before = net.attach()
+    rekey_asked(net)
+    net.world.run_until(lambda: net.session.rekeys == 1, net.now_ms + 100)
+    net.gateway.versions.clear()  # the table has no memory of it that could help
+    net.world.call("gateway", lambda end, now_ms: end.gateway.terminate(now_ms, before) and None)
+    net.run(5_000)
+    assert net.is_attached()
+    assert net.session.id != before
+
+
 def test_more_switches_than_the_bound_lead_to_degraded_and_out_of_it_again() -> None:
     net = Net(policy=Policy(max_switches_per_minute=3))
     before = net.attach()
