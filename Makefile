@@ -1,8 +1,9 @@
-# Everything a bare Debian 12 needs is installed by these targets, which say what they install.
+# What a bare Debian 12 lacks, these targets install as root, and say so; others are told the command.
 #   make venv   .venv with the project in it       make lint   ruff, mypy --strict
 #   make test   unit, simulation and netns tests   sudo make demo   see it work, under a minute
+#   make measure   how long traffic stops; ARGS="--soak 60" looks for false switches instead
 
-PYTHON := /usr/bin/python3
+PYTHON := $(firstword $(wildcard /usr/bin/python3) python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -10,17 +11,26 @@ STAMP := $(VENV)/.installed
 PACKAGES := python3 python3-venv python3-dev gcc libc6-dev iproute2 iputils-ping nftables conntrack ethtool procps
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: packages venv lint unit netns test demo measure clean
+.PHONY: packages root venv lint unit netns test demo measure clean
 
 packages:
 	@missing=""; for p in $(PACKAGES); do \
 	  dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; \
 	done; \
-	if [ -n "$$missing" ]; then \
-	  echo "installing with apt-get:$$missing"; \
-	  $(AS_ROOT) apt-get update -qq && \
-	  $(AS_ROOT) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
-	fi
+	if [ -z "$$missing" ]; then \
+	  exit 0; \
+	elif [ "$$(id -u)" != 0 ]; then \
+	  echo "packages are missing; run as root: apt-get install -y --no-install-recommends$$missing" >&2; \
+	  exit 1; \
+	fi; \
+	echo "installing with apt-get:$$missing"; \
+	apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null
+
+# Namespaces and TUN devices are root's.
+root:
+	@[ -z "$(AS_ROOT)" ] || command -v sudo >/dev/null || \
+	  { echo "this needs root, and there is no sudo: run make as root" >&2; exit 1; }
 
 venv: $(STAMP)
 
@@ -37,16 +47,16 @@ lint: venv
 unit: venv
 	$(BIN)/python -m pytest tests
 
-netns: venv
+netns: venv root
 	$(AS_ROOT) $(BIN)/python -m pytest netns-tests
 
 test: unit netns
 
-demo: venv
+demo: venv root
 	$(AS_ROOT) $(BIN)/python netns-tests/demo.py
 
-measure: venv
-	$(AS_ROOT) $(BIN)/python netns-tests/measure.py
+measure: venv root
+	$(AS_ROOT) $(BIN)/python netns-tests/measure.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
