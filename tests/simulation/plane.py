@@ -10,7 +10,14 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from jvpnd.core.channel import ControlChannel
 from jvpnd.core.effects import BindReceive, BindSend, Destination
 from jvpnd.core.replay import ReplayWindow
-from jvpnd.core.wire import HEADER, HEADER_LEN, PacketType, Suite, data_nonce
+from jvpnd.core.wire import (
+    HEADER,
+    HEADER_LEN,
+    PacketType,
+    Suite,
+    data_nonce,
+    decode_sealed_header,
+)
 
 HELD_MAX = 128
 _CIPHERS = {Suite.AES_256_GCM: AESGCM, Suite.CHACHA20_POLY1305: ChaCha20Poly1305}
@@ -96,6 +103,8 @@ class Plane:
 
     def open(self, now_ms: int, source: Destination, packet: bytes) -> tuple[bytes, bytes] | None:
         """(session id, plain text), None for what is dropped or held."""
+        if decode_sealed_header(packet) is None:
+            return None
         index = _index(packet)
         receiving = self.receiving.get(index)
         if receiving is None:
