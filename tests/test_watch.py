@@ -1,0 +1,177 @@
+"""When silence is suspicion, and when it is death: never without a reason that can be told."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jvpnd.core import constants as c
+from jvpnd.core.path import Path, PathInfo
+from jvpnd.core.policy import Policy
+from jvpnd.core.rtt import LossWindow
+from jvpnd.core.watch import BindingWatch, Traffic, Verdict
+
+POLICY = Policy()
+RTT_MS = 20.0
+INDEX = 7
+
+
+def path(name: str) -> Path:
+    """A path with a round trip of 20 ms, so an RTO of 30 to 60 ms."""
+    made = Path(PathInfo(name, "udp", name, "-", "-"), 1, 0.0, LossWindow(2_000))
+    for _ in range(20):
+        made.rtt.sample(RTT_MS)
+    return made
+
+
+class Bench:
+    """A watch over `bound`, with one candidate."""
+
+    def __init__(self) -> None:
+        self.bound, self.other = path("bound"), path("other")
+        self.watch = BindingWatch(0.0)
+        self._number = 0
+
+    def verdict(self, now_ms: float) -> Verdict:
+        return self.watch.assess(now_ms, self.bound, [self.other], POLICY)
+
+    def probe(self, target: Path, now_ms: float, answered: bool) -> None:
+        self._number += 1
+        target.probe_sent(self._number, now_ms)
+        if answered:
+            target.probe_answered(self._number, now_ms + RTT_MS)
+
+    def burst(self, now_ms: float, other_answers: bool) -> None:
+        """A round of probes that the bound path does not answer."""
+        self.probe(self.bound, now_ms, answered=False)
+        self.probe(self.other, now_ms, answered=other_answers)
+        self.watch.burst.append(now_ms)
+
+
+def test_silence_means_nothing_while_nothing_was_sent() -> None:
+    bench = Bench()
+    assert bench.verdict(3_600_000) is Verdict.ALIVE
+    assert bench.watch.burst_due_ms(POLICY) is None
+
+
+def test_silence_longer_than_the_rto_is_suspicion_and_calls_for_a_burst() -> None:
+    bench = Bench()
+    bench.watch.sent(1_000)
+    rto_ms = bench.bound.rtt.rto_ms
+    assert bench.verdict(1_000 + rto_ms) is Verdict.ALIVE
+    late_ms = 1_001 + rto_ms
+    assert bench.verdict(late_ms) is Verdict.SUSPECT
+    assert bench.watch.burst_due_ms(POLICY) == late_ms
+
+
+def test_a_burst_goes_over_to_the_busy_heartbeat() -> None:
+    bench = Bench()
+    bench.watch.sent(0)
+    bench.verdict(100)
+    for n in range(1, c.BURST_LIMIT):
+        bench.watch.burst.append(100.0 * n)
+        assert bench.watch.burst_due_ms(POLICY) == 100.0 * n + c.BURST_GAP_MS
+    bench.watch.burst.append(5_000)
+    assert bench.watch.burst_due_ms(POLICY) == 5_000 + POLICY.heartbeat_active_ms
+
+
+def test_a_burst_unanswered_while_another_path_answers_is_death() -> None:
+    bench = Bench()
+    bench.watch.sent(0)
+    assert bench.verdict(100) is Verdict.SUSPECT
+    for n in range(c.BURST_DEAD):
+        assert bench.verdict(100 + n) is Verdict.SUSPECT
+        bench.burst(100 + n, other_answers=True)
+    rto_ms = bench.bound.rtt.rto_ms
+    assert bench.verdict(100 + c.BURST_DEAD - 1 + rto_ms) is Verdict.SUSPECT
+    assert bench.verdict(100 + c.BURST_DEAD + rto_ms) is Verdict.DEAD
+    assert bench.watch.why == "silent while another path answers"
+
+
+def test_an_answer_to_a_probe_from_before_the_suspicion_is_no_evidence() -> None:
+    bench = Bench()
+    bench.watch.sent(0)
+    bench.probe(bench.other, 95, answered=True)  # sent before, answered after
+    bench.verdict(100)
+    for n in range(c.BURST_DEAD):
+        bench.burst(100 + n, other_answers=False)
+    assert bench.verdict(1_000) is Verdict.SUSPECT
+
+
+def test_without_another_path_the_policy_decides() -> None:
+    bench = Bench()
+    bench.watch.sent(0)
+    for n in range(c.BURST_LIMIT):
+        bench.burst(100 + n, other_answers=False)
+    assert bench.verdict(POLICY.volatile_after_ms - 1) is Verdict.SUSPECT
+    assert bench.verdict(POLICY.volatile_after_ms) is Verdict.LATE
+    assert bench.verdict(POLICY.volatile_to_degraded_ms - 1) is Verdict.LATE
+    assert bench.verdict(POLICY.volatile_to_degraded_ms) is Verdict.DEAD
+    assert bench.watch.why == "silent, and no other path answers"
+
+
+def test_whatever_is_heard_ends_the_suspicion() -> None:
+    bench = Bench()
+    bench.watch.sent(0)
+    bench.verdict(100)
+    bench.burst(100, other_answers=True)
+    bench.watch.heard(110)
+    assert bench.verdict(2_000) is Verdict.ALIVE
+    assert bench.watch.burst == []
+
+
+def test_what_was_heard_before_the_question_does_not_answer_it() -> None:
+    bench = Bench()
+    bench.watch.sent(1_000)
+    bench.watch.heard(999)
+    assert bench.verdict(2_000) is Verdict.SUSPECT
+
+
+def test_probes_unanswered_on_this_path_only_are_death_however_much_is_heard() -> None:
+    bench = Bench()
+    for n in range(c.ONE_WAY_DEAD):
+        assert bench.verdict(100.0 * n) is Verdict.ALIVE
+        bench.probe(bench.bound, 100.0 * n, answered=False)
+        bench.watch.heard(100.0 * n + 1)
+    now_ms = 100.0 * c.ONE_WAY_DEAD
+    assert bench.verdict(now_ms) is Verdict.ALIVE, "without evidence from elsewhere"
+    bench.probe(bench.other, now_ms, answered=True)
+    assert bench.verdict(now_ms + RTT_MS) is Verdict.DEAD
+    assert bench.watch.why == "probes unanswered on this path only"
+
+
+def test_data_of_an_older_epoch_says_nothing_of_this_binding() -> None:
+    bench = Bench()
+    stale = Traffic(1, 50, 1, 60, rx_index=INDEX - 1)
+    assert not bench.watch.observe(stale, INDEX)
+    assert bench.watch.waiting_ms == 50
+    assert bench.watch.observe(Traffic(1, 50, 2, 70, rx_index=INDEX), INDEX)
+    assert bench.watch.waiting_ms is None
+
+
+def test_data_sent_after_the_last_that_was_heard_waits_for_an_answer() -> None:
+    bench = Bench()
+    bench.watch.observe(Traffic(1, 50, 1, 60, INDEX), INDEX)
+    assert bench.watch.waiting_ms is None
+    bench.watch.observe(Traffic(2, 70, 1, 60, INDEX), INDEX)
+    bench.watch.observe(Traffic(3, 80, 1, 60, INDEX), INDEX)
+    assert bench.watch.waiting_ms == 70, "since the first of them"
+
+
+def test_a_path_is_busy_for_a_while_after_traffic_of_either_direction() -> None:
+    bench = Bench()
+    bench.watch.traffic = Traffic(1, 100, 1, 1_000)
+    assert bench.watch.is_busy(999 + c.ACTIVE_FOR_MS)
+    assert not bench.watch.is_busy(1_000 + c.ACTIVE_FOR_MS)
+
+
+@given(st.floats(1, 5_000), st.floats(1, 100_000))
+def test_a_stall_of_the_host_is_not_silence_of_the_path(silent_ms: float, stall_ms: float) -> None:
+    plain, stalled = Bench(), Bench()
+    for bench in (plain, stalled):
+        bench.watch.sent(1_000)
+        bench.burst(1_010, other_answers=False)
+    stalled.watch.shift(stall_ms)
+    # A hair off the thresholds, where floats may round either way.
+    if all(abs(silent_ms - at) > 0.01 for at in (2_000, 4_000, plain.bound.rtt.rto_ms)):
+        assert plain.verdict(1_000 + silent_ms) is stalled.verdict(1_000 + silent_ms + stall_ms)
