@@ -15,14 +15,14 @@ from jvpnd.core.effects import (
     Send,
 )
 from jvpnd.core.entropy import Entropy
-from jvpnd.core.gatewaystate import GatewayState, Stored
+from jvpnd.core.gatewaystate import GatewayState
 from jvpnd.core.messages import (
     Control,
     decode_probe,
     reason_from_wire,
 )
 from jvpnd.core.offers import Offers
-from jvpnd.core.peer import ClientEntry, Offer, Peer
+from jvpnd.core.peer import ClientEntry, Offer, Peer, Stored
 from jvpnd.core.policy import Policy
 from jvpnd.core.reasons import Reason
 from jvpnd.core.rebinding import Rebinding

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from enum import Enum
+from collections.abc import Mapping
 
 from jvpnd.core import constants as c
 from jvpnd.core.admission import Admission
@@ -27,19 +26,11 @@ from jvpnd.core.messages import (
     Control,
     reason_to_wire,
 )
-from jvpnd.core.peer import Offer, Peer
+from jvpnd.core.peer import Follow, Offer, Peer, Stored
 from jvpnd.core.policy import Policy
 from jvpnd.core.reasons import Reason
 from jvpnd.core.session import Machine
 from jvpnd.core.states import Event
-
-
-class Stored(Enum):
-    """What the session table said to a Swap."""
-
-    OK = "ok"
-    CONFLICT = "conflict"
-    UNAVAILABLE = "unavailable"
 
 
 class GatewayState:
@@ -57,7 +48,7 @@ class GatewayState:
         self.by_index: dict[int, Peer | Offer] = {}
         self.reserved: set[int] = set()  # next indexes, announced but not bound
         self.tombstones: OrderedDict[bytes, Reason] = OrderedDict()
-        self.swaps: dict[int, Callable[[float, Stored], None]] = {}
+        self.swaps: dict[int, Follow] = {}
         self.token = 0
         self.dropped: dict[str, int] = {}
 
@@ -122,26 +113,29 @@ class GatewayState:
             self.tombstones.popitem(last=False)
         self.write_behind(peer)
 
-    def swap(
-        self,
-        peer: Peer,
-        expected: int,
-        record: Mapping[str, object],
-        follow: Callable[[float, Stored], None],
-    ) -> None:
-        session_id = peer.session.id
+    def swap(self, peer: Peer, record: Mapping[str, object], follow: Follow) -> None:
+        """Write the record behind those that are under way: a write knows what it follows."""
+        peer.writes.append((record, follow))
+        if len(peer.writes) == 1:
+            self._write_first(peer)
+
+    def _write_first(self, peer: Peer) -> None:
+        record, follow = peer.writes[0]
+        session_id, version = peer.session.id, record["state_version"]
         assert session_id is not None
-        version = record["state_version"]
         assert isinstance(version, int)
 
-        def keep(now_ms: float, outcome: Stored) -> None:
+        def written(now_ms: float, outcome: Stored) -> None:
             if outcome is Stored.OK:
                 peer.stored_version = version
             follow(now_ms, outcome)
+            peer.writes.popleft()
+            if peer.writes:
+                self._write_first(peer)
 
         self.token += 1
-        self.swaps[self.token] = keep
-        self.effects.append(Swap(self.token, session_id, expected, record))
+        self.swaps[self.token] = written
+        self.effects.append(Swap(self.token, session_id, peer.stored_version, record))
 
     def write_behind(self, peer: Peer) -> None:
         """Tell the table of a change that bound nothing new."""
@@ -154,7 +148,7 @@ class GatewayState:
             if outcome is not Stored.OK:
                 self.store_failed(peer, outcome)
 
-        self.swap(peer, peer.stored_version, record, stored)
+        self.swap(peer, record, stored)
 
     def store_failed(self, peer: Peer, outcome: Stored) -> None:
         self.machine.note(

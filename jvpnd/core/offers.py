@@ -18,7 +18,7 @@ from jvpnd.core.effects import (
     SessionUp,
     Unexpect,
 )
-from jvpnd.core.gatewaystate import GatewayState, Stored
+from jvpnd.core.gatewaystate import GatewayState
 from jvpnd.core.handshake import GatewayHandshake, OpenedInit
 from jvpnd.core.messages import (
     CAPABILITY_AES,
@@ -27,7 +27,7 @@ from jvpnd.core.messages import (
     Welcome,
 )
 from jvpnd.core.packets import Init, encode_retry
-from jvpnd.core.peer import ClientEntry, Offer, Peer
+from jvpnd.core.peer import ClientEntry, Offer, Peer, Stored
 from jvpnd.core.reasons import Reason
 from jvpnd.core.session import Session
 from jvpnd.core.states import Event, State
@@ -219,7 +219,7 @@ class Offers:
             else:
                 self._state.store_failed(born, outcome)
 
-        self._state.swap(born, 0, record, stored)
+        self._state.swap(born, record, stored)
 
     def forget(self, offer: Offer) -> None:
         if self._state.by_index.get(offer.keys.index) is offer:

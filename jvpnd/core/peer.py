@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
+from typing import TypeAlias
 
 from jvpnd.core.channel import ControlChannel
 from jvpnd.core.effects import Origin
@@ -14,6 +16,17 @@ from jvpnd.core.states import State
 from jvpnd.core.wire import Suite
 
 REMEMBERED_REQUESTS = 32
+
+
+class Stored(Enum):
+    """What the session table said to a Swap."""
+
+    OK = "ok"
+    CONFLICT = "conflict"
+    UNAVAILABLE = "unavailable"
+
+
+Follow: TypeAlias = Callable[[float, Stored], None]  # (now_ms, what the table said)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +81,7 @@ class Peer:
     unstable_ms: float = 0
     hinted_ms: float = float("-inf")
     swapping: bool = False
+    writes: deque[tuple[Mapping[str, object], Follow]] = field(default_factory=deque)
     draining: dict[int, tuple[ControlChannel, float]] = field(default_factory=dict)
     requests: deque[tuple[bytes, Origin]] = field(
         default_factory=lambda: deque(maxlen=REMEMBERED_REQUESTS)

@@ -8,7 +8,7 @@ from jvpnd.core.effects import (
     Origin,
     Send,
 )
-from jvpnd.core.gatewaystate import GatewayState, Stored
+from jvpnd.core.gatewaystate import GatewayState
 from jvpnd.core.handshake import EpochKeys
 from jvpnd.core.messages import (
     Cause,
@@ -28,7 +28,7 @@ from jvpnd.core.packets import (
     request_ticket,
     seal,
 )
-from jvpnd.core.peer import Peer
+from jvpnd.core.peer import Peer, Stored
 from jvpnd.core.reasons import Reason
 from jvpnd.core.states import Event, State
 from jvpnd.core.ticket import Ticket, open_ticket
@@ -185,7 +185,7 @@ class Rebinding:
                 self._reject(origin, session.id, packet, Reason.OWNERSHIP_CONFLICT, peer)
                 self._state.store_failed(peer, outcome)
 
-        self._state.swap(peer, peer.stored_version, record, stored)
+        self._state.swap(peer, record, stored)
 
     def _reattached(
         self,

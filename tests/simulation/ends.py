@@ -239,16 +239,22 @@ class GatewayEnd(_End):
         super().__init__(gateway, ledger, history)
         self.gateway: Gateway = gateway
         self.versions: dict[bytes, int] = {}
+        self.table_ms = lambda: 0  # how long the table takes to answer
+        self._answers: list[tuple[int, int, Stored]] = []  # at, token, outcome
         self.outcome: Stored | None = None  # what the table says instead, in tests of its failure
 
     def start(self, now_ms: int) -> None:
         self.now_ms = now_ms
 
     def next_timer_ms(self) -> int:
-        return max(self.now_ms + 1, -int(-self.gateway.next_timer_ms(self.now_ms) // 1))
+        core_ms = max(self.now_ms + 1, -int(-self.gateway.next_timer_ms(self.now_ms) // 1))
+        return min([core_ms, *(at_ms for at_ms, _, _ in self._answers)])
 
     def timer(self, now_ms: int) -> None:
         self.now_ms = now_ms
+        for answer in sorted(a for a in self._answers if a[0] <= now_ms):
+            self._answers.remove(answer)
+            self.gateway.store_result(now_ms, *answer[1:])
         self.gateway.timer(now_ms)
 
     def push(self, now_ms: int) -> None:
@@ -279,4 +285,8 @@ class GatewayEnd(_End):
             version = effect.record["state_version"]
             assert isinstance(version, int)
             self.versions[effect.session_id] = version
-        self.gateway.store_result(self.now_ms, effect.token, outcome)
+        late_ms = self.table_ms()
+        if late_ms:
+            self._answers.append((self.now_ms + late_ms, effect.token, outcome))
+        else:
+            self.gateway.store_result(self.now_ms, effect.token, outcome)

@@ -101,6 +101,23 @@ def test_after_faults_stop_the_session_is_attached_within_the_policys_bounds(
         assert net.client.longest_gap_ms(net.now_ms - 1_000) <= 100, f"seed {seed}"
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_a_table_that_takes_its_time_is_never_in_conflict_with_itself(seed: int) -> None:
+    net, dice, table = Net(seed, POLICY), Random(f"faults {seed}"), Random(f"table {seed}")
+    net.attach()
+    for _ in range(FAULTS_A_RUN):
+        net.gateway.table_ms = lambda: table.choice([0, 1, 5, 60, 300])
+        one_fault(net, dice)
+        net.run(dice.choice([1, 20, 150, 900, 3_000]))
+    mend(net)
+    net.world.run_until(net.is_attached, net.now_ms + 95_000)
+    net.run(1_000)
+    assert net.gateway_history.of("OWNERSHIP") == [], f"seed {seed}"
+    assert net.session.id is not None
+    peer = net.gateway.gateway.sessions[net.session.id]
+    assert peer.session.state_version == net.gateway.versions[net.session.id], f"seed {seed}"
+
+
 def trace(seed: int) -> list[object]:
     net = run(seed)
     events = [
