@@ -116,7 +116,8 @@ class ClientShell:
 
     async def start(self) -> None:
         """Bring up the data plane, then watch the uplinks; the session follows by itself."""
-        self.plane = await DataPlane.start(self._tun.fd, self._tun.offloads, self)
+        mtu = self.config.interface.mtu
+        self.plane = await DataPlane.start(self._tun.fd, self._tun.offloads, mtu, self)
         self.plane.pause(True)
         self.plane.set_routes(SLOT, ANYWHERE)
         await self._network.configure((), self.config.interface.mtu)

@@ -100,7 +100,8 @@ class GatewayShell:
         networks = [network for client in self.config.clients for network in client.networks]
         await self._network.route("split", networks)
         self._network.enable_forwarding()
-        self.plane = await DataPlane.start(self._tun.fd, self._tun.offloads, self)
+        mtu = self.config.interface.mtu
+        self.plane = await DataPlane.start(self._tun.fd, self._tun.offloads, mtu, self)
         for number, sock in self._sockets.items():
             self.plane.add_socket(number, sock.fileno())
         self.driver.pump()

@@ -539,7 +539,7 @@ async def test_worker_that_cannot_drop_its_privileges_does_not_start() -> None:
     tun_fd = os.open("/dev/null", os.O_RDWR)
     libc_drop_setpcap()
     with pytest.raises(DataPlaneError, match="ended while it started"):
-        await DataPlane.start(tun_fd, PLAIN, Observer())
+        await DataPlane.start(tun_fd, PLAIN, 1400, Observer())
 
 
 def libc_drop_setpcap() -> None:

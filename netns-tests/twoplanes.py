@@ -31,6 +31,7 @@ PLAIN = Offloads(vnet=False, tso=False, uso=False, udp_gso=False, udp_gro=False)
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _CLONE_NEWNET = 0x40000000
 PATIENCE_S = 10.0
+MTU = 1400
 
 
 class Namespace:
@@ -69,7 +70,7 @@ def open_tun(offloads: Offloads, addresses: tuple[str, ...]) -> int:
     fcntl.ioctl(fd, 0x400454D0, wanted)  # TUNSETOFFLOAD
     for address in addresses:
         run(f"ip address add {address} dev t0" + (" nodad" if ":" in address else ""))
-    run("ip link set t0 mtu 1400 up")
+    run(f"ip link set t0 mtu {MTU} up")
     return fd
 
 
@@ -154,7 +155,7 @@ async def end(
     with inside():
         run("sysctl -qw net.ipv6.conf.default.addr_gen_mode=1")  # no chatter of the kernel's own
         tun_fd = open_tun(offloads, (f"{v4}/24", f"{v6}/64"))
-    plane = await DataPlane.start(tun_fd, offloads, observer)
+    plane = await DataPlane.start(tun_fd, offloads, MTU, observer)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as transport:
         transport.setblocking(False)

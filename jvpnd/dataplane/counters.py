@@ -1,6 +1,6 @@
 """Counters in memory that the workers write and control reads, without a message or a lock.
 
-One memfd: a row of drop counters for each worker, then eight words a slot. Each word is an
+One memfd: a row of drop counters for each worker, then sixteen words a slot. Each word is an
 aligned u64 with exactly one writer, so a reader never sees half a number. Nothing is ever reset
 (a restarted worker goes on counting): who wants a session's share takes differences.
 """
@@ -19,7 +19,7 @@ SLOTS: Final = 4096
 ROLES: Final = ("uplink", "downlink")
 
 _DROP_WORDS: Final = 32
-_SLOT_WORDS: Final = 8
+_SLOT_WORDS: Final = 16
 _SLOTS_AT: Final = _DROP_WORDS * len(ROLES)
 _SIZE: Final = 8 * (_SLOTS_AT + _SLOT_WORDS * SLOTS)
 
@@ -30,6 +30,12 @@ RX_PACKETS: Final = 3
 RX_BYTES: Final = 4
 LAST_RX_MS: Final = 5
 LAST_RX_INDEX: Final = 6
+RX_RECORDS: Final = 7  # good records under the newest index, and those missing below the highest
+RX_MISSING: Final = 8
+PEER_RECORDS: Final = 9  # the same two as the peer last told them, and when
+PEER_MISSING: Final = 10
+PEER_TOLD_MS: Final = 11
+TX_SPANS: Final = 12  # records that spanned several datagrams
 
 
 class Drop(IntEnum):

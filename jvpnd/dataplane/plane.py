@@ -52,9 +52,12 @@ class DataPlane:
     and none of them waits. A remote is (numeric host, port), or None for a connected socket.
     """
 
-    def __init__(self, tun_fd: int, offloads: Offloads, observer: PlaneObserver) -> None:
+    def __init__(
+        self, tun_fd: int, offloads: Offloads, mtu: int, observer: PlaneObserver
+    ) -> None:
         """Use `start`."""
         self._offloads = offloads
+        self._mtu = mtu
         self._observer = observer
         self._loop = asyncio.get_running_loop()
         self._tun_fd = os.dup(tun_fd)
@@ -70,14 +73,14 @@ class DataPlane:
 
     @classmethod
     async def start(
-        cls, tun_fd: int, offloads: Offloads, observer: PlaneObserver
+        cls, tun_fd: int, offloads: Offloads, mtu: int, observer: PlaneObserver
     ) -> DataPlane:
         """Start the workers and wait until they run without privileges.
 
         `tun_fd` is a non-blocking TUN, with vnet headers of 10 bytes if offloads.vnet; it is
-        duplicated. Raises DataPlaneError if a worker does not come up.
+        duplicated. `mtu` is its MTU in bytes. Raises DataPlaneError if a worker does not come up.
         """
-        plane = cls(tun_fd, offloads, observer)
+        plane = cls(tun_fd, offloads, mtu, observer)
         plane._ready = {role: plane._loop.create_future() for role in ROLES}
         for role in ROLES:
             plane._launch(role)
@@ -227,6 +230,8 @@ class DataPlane:
         )
         # One lane for now: its number is the lane byte in every header.
         self._send(role, "start", (self._tun_fd,), offloads=asdict(self._offloads), lane=0)
+        if role == "uplink":
+            self._send(role, "set_mtu", mtu=self._mtu)
 
     def _worker_exited(self, role: str) -> None:
         del self._workers[role]

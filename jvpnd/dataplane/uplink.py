@@ -110,6 +110,7 @@ class Uplink:
         self._sockets: dict[int, socket.socket] = {}
         self._bindings: dict[int, _Binding] = {}
         self._routes: PrefixTable[int] = PrefixTable()
+        self._mtu = 1280
         self._paused = False
         self.commands: dict[str, Callable[..., None]] = {
             "add_socket": self.add_socket,
@@ -118,6 +119,7 @@ class Uplink:
             "release_send": self.release_send,
             "set_routes": self.set_routes,
             "pause": self.pause,
+            "set_mtu": self.set_mtu,
         }
 
     def add_socket(self, fds: list[int], socket_id: int) -> None:
@@ -152,6 +154,10 @@ class Uplink:
 
     def set_routes(self, slot: int, networks: list[str]) -> None:
         self._routes.set(slot, networks)
+
+    def set_mtu(self, mtu: int) -> None:
+        """The TUN's MTU in bytes: what fits into it, sealed, fits into one datagram."""
+        self._mtu = mtu
 
     def pause(self, paused: bool) -> None:
         self._paused = paused
