@@ -77,7 +77,7 @@ class ClientShell:
                 config.private_key,
                 config.gateway.public_key,
                 config.gateway.preshared_key,
-                has_aes(),
+                has_aes(config.disabled),
             ),
             config.policy,
             SystemEntropy(),

@@ -7,12 +7,13 @@ import ipaddress
 import itertools
 import re
 from collections.abc import Collection, Hashable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
 from jvpnd.configfile import ConfigError, Table, read
 from jvpnd.core.messages import MAX_ADDRESSES
+from jvpnd.core.offloads import FEATURES, with_implied
 from jvpnd.core.policy import Policy, PolicyError, shown
 from jvpnd.keyfile import key_file, peer_key, preshared_key
 
@@ -101,7 +102,10 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A whole, valid configuration. `uplinks` None: every interface with a default route."""
+    """A whole, valid configuration. `uplinks` None: every interface with a default route.
+
+    `disabled`: features of core/offloads.py that are to be treated as missing.
+    """
 
     role: str
     node: str
@@ -113,11 +117,12 @@ class Config:
     routes: Routes = Routes()
     listen: tuple[Endpoint, ...] = ()
     clients: tuple[Client, ...] = ()
+    disabled: frozenset[str] = frozenset()
 
 
 def load(file: Path) -> Config:
     """Read and check `file` and the key files it names. Raises ConfigError for the first fault."""
-    common = ("role", "node", "interface", "identity", "policy")
+    common = ("role", "node", "interface", "identity", "policy", "debug")
     top = read(file, (*common, *_ROLE_KEYS["client"], *_ROLE_KEYS["gateway"]))
     role = top.choice("role", ROLES)
     other = "gateway" if role == "client" else "client"
@@ -125,7 +130,8 @@ def load(file: Path) -> Config:
         if key in top:
             allowed = ", ".join((*common, *_ROLE_KEYS[role]))
             raise top.error(key, f"is for role = '{other}', and this is a {role}", allowed)
-    return _client(top) if role == "client" else _gateway(top)
+    config = _client(top) if role == "client" else _gateway(top)
+    return replace(config, disabled=_disabled(top.table("debug", ("disable",))))
 
 
 # --- roles ---
@@ -231,6 +237,16 @@ def _policy(top: Table) -> Policy:
         return Policy.from_table(top.raw_table("policy"))
     except PolicyError as error:
         raise top.error(f"policy.{error.key}", error.problem, error.allowed) from None
+
+
+def _disabled(table: Table) -> frozenset[str]:
+    allowed = f"any of {', '.join(FEATURES)}, each once"
+    names = table.texts("disable", allowed, ())
+    for name in names:
+        if name not in FEATURES:
+            raise table.error("disable", f"{shown(name)} is not known", allowed)
+    _once(table, "disable", names)
+    return with_implied(names)
 
 
 def _transport_allowed(top: Table, policy: Policy, endpoints: Collection[Endpoint]) -> None:

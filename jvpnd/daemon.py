@@ -84,7 +84,7 @@ async def _serve(config: Config, runtime: Path) -> None:
         with _usable(runtime):
             await server.start()
         stack.push_async_callback(server.close)
-        tun = open_tun(config.interface.name)
+        tun = open_tun(config.interface.name, disabled=config.disabled)
         stack.callback(os.close, tun.fd)
         network = HostNetwork(tun.name, runtime)
         await network.clean_stale()

@@ -60,7 +60,7 @@ class GatewayShell:
             [_entry(client, config.interface.address) for client in config.clients],
             config.policy,
             SystemEntropy(),
-            has_aes(),
+            has_aes(config.disabled),
         )
         self.driver = CoreDriver(
             self.core,

@@ -6,6 +6,8 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PublicKey
@@ -34,8 +36,14 @@ class SystemEntropy:
         return MLKEM768PublicKey.from_public_bytes(public_key).encapsulate()
 
 
-def has_aes() -> bool:
-    """Whether the CPU has AES instructions; without them ChaCha20-Poly1305 is faster."""
+def has_aes(disabled: Collection[str] = frozenset()) -> bool:
+    """Whether the CPU has AES instructions, and "aes" is not `disabled`; without them
+    ChaCha20-Poly1305 is faster."""
+    return "aes" not in disabled and _cpu_has_aes()
+
+
+@cache
+def _cpu_has_aes() -> bool:
     words = Path("/proc/cpuinfo").read_text().split()
     return "aes" in words or "pmull" in words
 

@@ -6,14 +6,16 @@ from dataclasses import asdict
 from typing import Any
 
 from jvpnd.client import SLOT, ClientShell
+from jvpnd.config import Config
 from jvpnd.core.client import ClientAgent
+from jvpnd.core.offloads import why_off
 from jvpnd.core.path import Path
 from jvpnd.core.peer import Peer
 from jvpnd.core.session import Session
 from jvpnd.core.states import State
 from jvpnd.dataplane.plane import DataPlane
 from jvpnd.gateway import GatewayShell
-from jvpnd.host import now_ms
+from jvpnd.host import has_aes, now_ms
 from jvpnd.net.tun import Tun
 from jvpnd.rates import RateMeter
 
@@ -74,6 +76,12 @@ def _rates(meter: RateMeter) -> Json:
     return {"tx_bytes_per_s": round(tx), "rx_bytes_per_s": round(rx)}
 
 
+def _offloads(tun: Tun, config: Config) -> Json:
+    """What is on, and for the rest why it is off."""
+    features = asdict(tun.offloads) | {"aes": has_aes(config.disabled)}
+    return {"offloads": features, "offloads_off": why_off(features, config.disabled)}
+
+
 def client_paths(agent: ClientAgent) -> list[Json]:
     """Every candidate, the bound one first."""
     now = now_ms()
@@ -109,7 +117,7 @@ def client_status(shell: ClientShell, tun: Tun) -> Json:
         "traffic": _traffic(shell.plane, [SLOT], agent.dropped) | _rates(shell.rates),
         "policy_version": agent.policy.version,
         "interface": tun.name,
-        "offloads": asdict(tun.offloads),
+        **_offloads(tun, shell.config),
     }
 
 
@@ -154,5 +162,5 @@ def gateway_status(shell: GatewayShell, tun: Tun) -> Json:
         | _rates(shell.rates),
         "policy_version": shell.core.policy.version,
         "interface": tun.name,
-        "offloads": asdict(tun.offloads),
+        **_offloads(tun, shell.config),
     }

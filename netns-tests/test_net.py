@@ -10,8 +10,11 @@ import socket
 import struct
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
+import pytun
 from namespaced import in_namespace, new_namespace, private_mounts, run
 
 from jvpnd.net.errors import MissingFeature
@@ -21,7 +24,7 @@ from jvpnd.transport.udp import ListenError, PathError, open_listen_socket, open
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
-TUNGETIFF = 0x800454D2
+TUNGETIFF, TUNSETOFFLOAD, IFF_VNET_HDR = 0x800454D2, 0x400454D0, 0x4000
 BUFFERS = 2 * 4 * 2**20  # the kernel doubles what it is asked for
 
 
@@ -65,6 +68,83 @@ def test_a_tun_hands_over_super_packets_when_it_says_so() -> None:
             frames.append(frame)
     longest = max(len(frame) for frame in frames)
     assert longest == 10 + 28 + (3000 if tun.offloads.uso else 1000)
+
+
+def flags_of(fd: int) -> int:
+    return int(struct.unpack_from("16xH", fcntl.ioctl(fd, TUNGETIFF, bytes(40)))[0])
+
+
+@in_namespace
+def test_what_is_disabled_is_not_asked_for() -> None:
+    full = open_tun("jx0").offloads
+    for number, name in enumerate(("tso", "uso", "udp_gso", "udp_gro"), start=1):
+        assert open_tun(f"jx{number}", disabled={name}).offloads == replace(full, **{name: False})
+    plain = open_tun("jx9", disabled={"vnet"})
+    assert plain.offloads == replace(full, vnet=False, tso=False, uso=False)
+    assert not flags_of(plain.fd) & IFF_VNET_HDR
+
+
+@in_namespace
+def test_more_queues_have_the_headers_of_the_first() -> None:
+    for name, disabled in (("jx0", set()), ("jx1", {"vnet"})):
+        tun = open_tun(name, multi_queue=True, disabled=disabled)
+        second = add_queue(tun)
+        assert bool(flags_of(second) & IFF_VNET_HDR) == tun.offloads.vnet
+
+
+@in_namespace
+def test_a_kernel_that_grants_less_leaves_the_rest() -> None:
+    full = open_tun("jx0").offloads
+    real = fcntl.ioctl
+    csum, tso, uso = 0x01, 0x06, 0x60  # linux/if_tun.h
+    for number, known in enumerate((csum | tso, csum | uso, csum, 0), start=1):
+
+        def refuses(fd: int, request: int, value: Any, known: int = known) -> Any:
+            if request == TUNSETOFFLOAD and value & ~known:
+                raise OSError(errno.EINVAL, "no such offload")
+            return real(fd, request, value)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fcntl, "ioctl", refuses)
+            granted = open_tun(f"jx{number}").offloads
+        # USO is younger than TSO: a kernel without TSO is not asked for USO alone.
+        assert granted == replace(full, tso=bool(known & tso), uso=False)
+
+
+@in_namespace
+def test_a_kernel_without_vnet_headers_gives_a_plain_tun() -> None:
+    full, real = open_tun("jx0").offloads, pytun.TunTapDevice
+
+    def refuses(name: str, flags: int) -> Any:
+        if flags & IFF_VNET_HDR:
+            raise pytun.Error(errno.EINVAL, "Invalid argument")
+        return real(name=name, flags=flags)
+
+    def ignores(name: str, flags: int) -> Any:
+        return real(name=name, flags=flags & ~IFF_VNET_HDR)
+
+    for number, kernel in enumerate((refuses, ignores), start=1):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pytun, "TunTapDevice", kernel)
+            tun = open_tun(f"jx{number}")
+        assert tun.offloads == replace(full, vnet=False, tso=False, uso=False)
+        assert not flags_of(tun.fd) & IFF_VNET_HDR
+
+
+@in_namespace
+def test_old_udp_sockets_are_taken_as_they_are() -> None:
+    full, real = open_tun("jx0").offloads, socket.socket.setsockopt
+
+    class Old(socket.socket):
+        def setsockopt(self, level: int, option: int, *value: Any) -> None:
+            if level == socket.IPPROTO_UDP and option in (103, 104):  # UDP_SEGMENT, UDP_GRO
+                raise OSError(errno.ENOPROTOOPT, "Protocol not available")
+            real(self, level, option, *value)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "socket", Old)
+        tun = open_tun("jx1")
+    assert tun.offloads == replace(full, udp_gso=False, udp_gro=False)
 
 
 @in_namespace
@@ -129,7 +209,6 @@ def test_a_path_socket_is_tied_to_its_uplink_source_and_mark() -> None:
             assert sock.getsockname()[0] == source
             assert sock.getpeername()[:2] == (remote, 7700)
             assert sock.gettimeout() == 0.0
-            assert sock.getsockopt(socket.IPPROTO_UDP, 104) == 1
 
 
 @in_namespace

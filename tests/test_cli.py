@@ -43,7 +43,14 @@ BINDING = {
     "local": "192.0.2.5:40000",
     "remote": "203.0.113.7:7700",
 }
-OFFLOADS = {"vnet": True, "tso": True, "uso": False, "udp_gso": True, "udp_gro": True}
+OFFLOADS = {
+    "offloads": {"vnet": True, "tso": False, "uso": False, "udp_gso": True, "aes": False},
+    "offloads_off": {
+        "tso": "disabled by [debug]",
+        "uso": "missing in the kernel",
+        "aes": "disabled by [debug]",
+    },
+}
 
 
 def session_row(session_id: str = SESSION, **more: Any) -> dict[str, Any]:
@@ -87,7 +94,7 @@ CLIENT = {
     "traffic": TRAFFIC,
     "policy_version": 1,
     "interface": "jvpn0",
-    "offloads": OFFLOADS,
+    **OFFLOADS,
 }
 GATEWAY = {
     "role": "gateway",
@@ -104,7 +111,7 @@ GATEWAY = {
     "traffic": TRAFFIC,
     "policy_version": 1,
     "interface": "jvpn0",
-    "offloads": OFFLOADS,
+    **OFFLOADS,
 }
 
 
@@ -227,7 +234,7 @@ def test_status_of_a_client_in_words(path: Path) -> None:
         "1.2 GiB (1,234,567 packets)",
         "512 B (1 packet)",
         "bad_tag 3\n",
-        "vnet tso udp_gso udp_gro (missing: uso)",
+        "vnet udp_gso; disabled by [debug]: tso aes; missing in the kernel: uso\n",
         "12.2 ms",
         "1.5%",
         "never",

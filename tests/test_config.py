@@ -212,6 +212,20 @@ def test_a_point_to_point_network_has_two_hosts(loaded: Loader) -> None:
     assert loaded(text).clients[0].address == ("10.77.0.1",)
 
 
+@pytest.mark.parametrize("base", [CLIENT, GATEWAY])
+def test_features_may_be_disabled_and_take_what_needs_them_along(
+    loaded: Loader, base: str
+) -> None:
+    assert loaded(base).disabled == frozenset()
+    for text, meant in (
+        ("", set()),
+        ('"udp_gro", "aes"', {"udp_gro", "aes"}),
+        ('"vnet"', {"vnet", "tso", "uso"}),
+        ('"tso", "vnet"', {"vnet", "tso", "uso"}),
+    ):
+        assert loaded(f"{base}[debug]\ndisable = [{text}]\n").disabled == meant
+
+
 def test_secrets_are_not_in_a_printed_config(loaded: Loader) -> None:
     config = loaded(swap(CLIENT, "[gateway]", '[gateway]\npreshared_key_file = "psk.key"'))
     for secret in (SECRET, PSK):
@@ -296,6 +310,10 @@ CLIENT_CASES: list[Case] = [
     ("[policy]", "[[client]]\n[policy]", "client", "is for role = 'gateway'", "gateway, uplinks"),
     ("[policy]", "[[listen]]\n[policy]", "listen", "is for role = 'gateway'", "gateway, uplinks"),
     ("[policy]", "[polices]", "polices", "unknown key", "policy"),
+    ("[policy]", "[debug]\ndisabled = []\n[policy]", "debug.disabled", "unknown key", "disable"),
+    ("[policy]", '[debug]\ndisable = "tso"\n[policy]', "debug.disable", "wrong type", "vnet, tso"),
+    ("[policy]", '[debug]\ndisable = ["gso"]\n[policy]', "debug.disable", "'gso' is", "udp_gso"),
+    ("[policy]", '[debug]\ndisable = ["tso", "tso"]\n[policy]', "debug.disable", "tso is", "once"),
     (
         "max_switches_per_minute = 6",
         'allowed_transports = ["tcp", "tls"]',
@@ -569,5 +587,5 @@ def test_the_docs_have_every_key() -> None:
     headings = re.findall(r"^## `\[*([a-z.]+)\]*`", text, re.MULTILINE)
     for name in ("identity", "interface", "gateway", "gateway.endpoint", "uplinks", "routes"):
         assert name in headings
-    for name in ("listen", "client", "policy"):
+    for name in ("listen", "client", "policy", "debug"):
         assert name in headings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
@@ -107,9 +108,16 @@ def _gateway(answer: Json) -> str:
     rows = [
         ("listening", ", ".join(answer["listen"]) if answer.get("listen") else None),
         ("sessions", f"{len(found)}{of}"),
+        ("ciphers", _suites(found)),
         *_common_fields(answer),
     ]
     return f"{fields(rows)}\n\n{sessions(found)}"
+
+
+def _suites(found: Sequence[Json]) -> str | None:
+    """The cipher suites in use, and how many sessions use each."""
+    counts = Counter(clean(row["suite"]) for row in found if row.get("suite"))
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items())) or None
 
 
 def _session_fields(session: Json) -> list[tuple[str, str | None]]:
@@ -144,18 +152,17 @@ def _common_fields(answer: Json) -> list[tuple[str, str | None]]:
         ("received", carried("rx")),
         ("dropped", words or None),
         ("policy", f"version {answer['policy_version']}"),
-        ("offloads", _offloads(answer["offloads"])),
+        ("offloads", _offloads(answer["offloads"], answer.get("offloads_off", {}))),
     ]
 
 
-def _offloads(offloads: object) -> str:
-    """Which are on, and which this kernel lacks."""
-    if not isinstance(offloads, Mapping):
-        return clean(offloads)
-    on = [name for name, value in offloads.items() if value]
-    missing = [name for name, value in offloads.items() if not value]
-    lack = f" (missing: {' '.join(missing)})" if missing else ""
-    return f"{' '.join(on) or 'none'}{lack}"
+def _offloads(offloads: Mapping[str, bool], why: Mapping[str, str]) -> str:
+    """Which are on, and by reason those that are not."""
+    on = " ".join(clean(name) for name, value in offloads.items() if value) or "none"
+    off: dict[str, list[str]] = {}
+    for name, reason in why.items():
+        off.setdefault(clean(reason), []).append(clean(name))
+    return "; ".join([on, *(f"{reason}: {' '.join(names)}" for reason, names in off.items())])
 
 
 def _session_row(row: Json, is_gateway: bool) -> list[object]:

@@ -1,8 +1,17 @@
-"""What the TUN device and the UDP sockets of this host can do for the data plane."""
+"""What the TUN device, the UDP sockets and the CPU of this host can do for the data plane."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Final
+
+FEATURES: Final = ("vnet", "tso", "uso", "udp_gso", "udp_gro", "aes")
+"""Everything that `[debug] disable` can switch off; the data plane works without any of it."""
+
+MISSING: Final = "missing in the kernel"
+NO_INSTRUCTIONS: Final = "missing in the CPU"
+DISABLED: Final = "disabled by [debug]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,3 +28,18 @@ class Offloads:
     uso: bool
     udp_gso: bool
     udp_gro: bool
+
+
+def with_implied(disabled: Collection[str]) -> frozenset[str]:
+    """What goes with the features that are switched off: no super-packet without its header."""
+    return frozenset(disabled) | ({"tso", "uso"} if "vnet" in disabled else set())
+
+
+def why_off(features: Mapping[str, bool], disabled: Collection[str]) -> dict[str, str]:
+    """For each feature that is off: whether the configuration or the host is the reason."""
+    reasons = {}
+    for name, on in features.items():
+        if not on:
+            missing = NO_INSTRUCTIONS if name == "aes" else MISSING
+            reasons[name] = DISABLED if name in disabled else missing
+    return reasons

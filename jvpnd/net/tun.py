@@ -1,4 +1,4 @@
-"""The TUN device: opened with a virtio_net_hdr and every offload the kernel grants.
+"""The TUN device: opened with a virtio_net_hdr and every offload the kernel grants, or with less.
 
 Constants: linux/if_tun.h, linux/udp.h. The device lives as long as its descriptors; whoever holds
 one keeps the name, which is what makes a second daemon of the same name fail at once.
@@ -11,6 +11,7 @@ import fcntl
 import os
 import socket
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import pytun
@@ -22,52 +23,56 @@ MAX_NAME_LEN = 15  # IFNAMSIZ less the final zero
 
 _TUNSETIFF = 0x400454CA
 _TUNSETOFFLOAD = 0x400454D0
+_TUNGETIFF = 0x800454D2
 _IFREQ = struct.Struct("16sH22x")
 _TUN_F_CSUM = 0x01
 _TUN_F_TSO4 = 0x02
 _TUN_F_TSO6 = 0x04
 _TUN_F_USO4 = 0x20
 _TUN_F_USO6 = 0x40
-_TSO = _TUN_F_CSUM | _TUN_F_TSO4 | _TUN_F_TSO6
+_TSO = _TUN_F_TSO4 | _TUN_F_TSO6
 _USO = _TUN_F_USO4 | _TUN_F_USO6
 
 _SOL_UDP = socket.IPPROTO_UDP
 _UDP_SEGMENT = 103
 _UDP_GRO = 104
 
-_FLAGS: int = pytun.IFF_TUN | pytun.IFF_NO_PI | pytun.IFF_VNET_HDR
+_PLAIN: int = pytun.IFF_TUN | pytun.IFF_NO_PI
+_VNET: int = pytun.IFF_VNET_HDR
 
 
 @dataclass(frozen=True, slots=True)
 class Tun:
     """An open TUN device. Closing `fd` (and every copy of it) removes the device."""
 
-    fd: int  # non-blocking; each packet is behind a virtio_net_hdr of 10 bytes
+    fd: int  # non-blocking; with offloads.vnet each packet is behind a virtio_net_hdr of 10 bytes
     name: str
     index: int
     offloads: Offloads
 
 
-def open_tun(name: str, *, multi_queue: bool = False) -> Tun:
+def open_tun(
+    name: str, *, multi_queue: bool = False, disabled: Collection[str] = frozenset()
+) -> Tun:
     """Create the TUN device `name`, down and without addresses.
 
-    With `multi_queue`, `add_queue` opens further descriptors of the same device. Raises
-    MissingFeature, naming what to do, for a bad or busy name, a missing /dev/net/tun or privilege.
+    With `multi_queue`, `add_queue` opens further descriptors of the same device. The features of
+    Offloads named in `disabled` are not asked for. Raises MissingFeature, naming what to do, for a
+    bad or busy name, a missing /dev/net/tun or privilege.
     """
     _check_name(name)
-    flags = _FLAGS | (pytun.IFF_MULTI_QUEUE | pytun.IFF_TUN_EXCL if multi_queue else 0)
-    try:
-        device = pytun.TunTapDevice(name=name, flags=flags)
-    except (pytun.Error, OSError) as error:
-        raise _explain(name, error) from error
-    try:
-        fd = os.dup(device.fileno())  # pytun closes its own when collected
-    finally:
-        device.close()
+    flags = _PLAIN | (pytun.IFF_MULTI_QUEUE | pytun.IFF_TUN_EXCL if multi_queue else 0)
+    fd, vnet = _create(name, flags, wants_vnet="vnet" not in disabled)
     os.set_blocking(fd, False)
-    tso, uso = _enable_offloads(fd)
+    tso, uso = _enable_offloads(fd, disabled) if vnet else (False, False)
     udp_gso, udp_gro = _probe_udp()
-    offloads = Offloads(vnet=True, tso=tso, uso=uso, udp_gso=udp_gso, udp_gro=udp_gro)
+    offloads = Offloads(
+        vnet=vnet,
+        tso=tso,
+        uso=uso,
+        udp_gso=udp_gso and "udp_gso" not in disabled,
+        udp_gro=udp_gro and "udp_gro" not in disabled,
+    )
     return Tun(fd, name, socket.if_nametoindex(name), offloads)
 
 
@@ -75,12 +80,32 @@ def add_queue(tun: Tun) -> int:
     """One more non-blocking descriptor of a multi-queue device, for one more lane."""
     fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        request = _IFREQ.pack(tun.name.encode(), _FLAGS | pytun.IFF_MULTI_QUEUE)
+        flags = _PLAIN | pytun.IFF_MULTI_QUEUE | (_VNET if tun.offloads.vnet else 0)
+        request = _IFREQ.pack(tun.name.encode(), flags)
         fcntl.ioctl(fd, _TUNSETIFF, request)
     except OSError as error:
         os.close(fd)
         raise _explain(tun.name, error) from error
     return fd
+
+
+def _create(name: str, flags: int, wants_vnet: bool) -> tuple[int, bool]:
+    """A descriptor of the new device, and whether it has virtio_net_hdrs.
+
+    A kernel may refuse flags that it does not know (EINVAL), or ignore them.
+    """
+    try:
+        device = pytun.TunTapDevice(name=name, flags=flags | (_VNET if wants_vnet else 0))
+    except (pytun.Error, OSError) as error:
+        if wants_vnet and _errno(error) == errno.EINVAL:
+            return _create(name, flags, False)
+        raise _explain(name, error) from error
+    try:
+        fd = os.dup(device.fileno())  # pytun closes its own when collected
+    finally:
+        device.close()
+    granted = _IFREQ.unpack(fcntl.ioctl(fd, _TUNGETIFF, bytes(_IFREQ.size)))[1]
+    return fd, bool(granted & _VNET)
 
 
 def _check_name(name: str) -> None:
@@ -95,7 +120,7 @@ def _check_name(name: str) -> None:
 
 def _explain(name: str, error: Exception) -> MissingFeature:
     """What to do about a failed open, from the errno that pytun or the ioctl gave."""
-    code = error.args[0] if error.args else 0
+    code = _errno(error)
     if code in (errno.EPERM, errno.EACCES):
         return MissingFeature(
             f"no permission to create the TUN device {name}: run as root or grant CAP_NET_ADMIN"
@@ -118,15 +143,25 @@ def _explain(name: str, error: Exception) -> MissingFeature:
     return MissingFeature(f"cannot create the TUN device {name}: {error}")
 
 
-def _enable_offloads(fd: int) -> tuple[bool, bool]:
-    """Ask for everything, then for less; (tso, uso) as granted. USO came with Linux 6.2."""
-    for wanted in (_TSO | _USO, _TSO):
+def _errno(error: Exception) -> int:
+    """pytun.Error has the errno where OSError has it, but is none."""
+    code = error.args[0] if error.args else 0
+    return code if isinstance(code, int) else 0
+
+
+def _enable_offloads(fd: int, disabled: Collection[str]) -> tuple[bool, bool]:
+    """Ask for everything that is wanted, then for less; (tso, uso) as granted.
+
+    USO came with Linux 6.2. Where not even TUN_F_CSUM is granted none are on from the start.
+    """
+    tso = 0 if "tso" in disabled else _TSO
+    uso = 0 if "uso" in disabled else _USO
+    for wanted in (tso | uso, tso, 0):
         try:
-            fcntl.ioctl(fd, _TUNSETOFFLOAD, wanted)
+            fcntl.ioctl(fd, _TUNSETOFFLOAD, _TUN_F_CSUM | wanted)
         except OSError:
             continue
-        return True, bool(wanted & _USO)
-    fcntl.ioctl(fd, _TUNSETOFFLOAD, 0)
+        return bool(wanted & _TSO), bool(wanted & _USO)
     return False, False
 
 

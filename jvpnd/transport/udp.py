@@ -1,7 +1,7 @@
 """UDP sockets of the tunnel: one a path on the client, one a listen address on the gateway.
 
 Both are left to the kernel's default don't-fragment policy (path MTU discovery where the route
-asks for it). All descriptors are non-blocking; UDP_GRO is on where the kernel has it.
+asks for it). All descriptors are non-blocking. The data plane switches UDP_GRO on.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ BUFFER_BYTES = 4 * 2**20
 
 _SO_SNDBUFFORCE = 32  # asm-generic/socket.h; these ignore the sysctl maximum
 _SO_RCVBUFFORCE = 33
-_UDP_GRO = 104  # linux/udp.h
 
 
 class SocketError(OSError):
@@ -94,7 +93,7 @@ def _family(address: str) -> socket.AddressFamily:
 
 
 def _tune(sock: socket.socket) -> None:
-    """Non-blocking, large buffers, GRO: the last two as far as kernel and privilege allow."""
+    """Non-blocking, large buffers as far as privilege allows."""
     sock.setblocking(False)
     buffers = (_SO_RCVBUFFORCE, socket.SO_RCVBUF), (_SO_SNDBUFFORCE, socket.SO_SNDBUF)
     for force, plain in buffers:
@@ -102,11 +101,6 @@ def _tune(sock: socket.socket) -> None:
             sock.setsockopt(socket.SOL_SOCKET, force, BUFFER_BYTES)
         except PermissionError:  # no CAP_NET_ADMIN: as much as the sysctl allows
             sock.setsockopt(socket.SOL_SOCKET, plain, BUFFER_BYTES)
-    try:
-        sock.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, 1)
-    except OSError as error:
-        if error.errno != errno.ENOPROTOOPT:  # before Linux 5.0 datagrams come one by one
-            raise
 
 
 def _text(host: str, port: int) -> str:
