@@ -195,6 +195,11 @@ def client_config(
     )
 
 
+def disabling(*features: str) -> str:
+    """Features switched off by configuration; goes behind the policy, as TOML."""
+    return f"[debug]\ndisable = {json.dumps(features)}\n"
+
+
 class Pair:
     """A gateway and a client that know each other."""
 
