@@ -365,7 +365,7 @@ async def test_early_data_is_bounded_and_expires() -> None:
         one.plane.bind_send(0, 7, Suite.AES_256_GCM, key, 1, two.address)
         with one.udp() as sender, two.udp() as receiver:
             for _ in range(downlink.MAX_HELD + 10):
-                sender.sendto(b"x", receiver.getsockname())
+                sender.sendto(bytes(1000), receiver.getsockname())  # a datagram each
             await until(lambda: two.dropped("early_overflow") == 10, "bounded")
             await until(
                 lambda: two.dropped("early_expired") == downlink.MAX_HELD, "forgotten in time"

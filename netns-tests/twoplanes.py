@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from namespaced import new_namespace, run
 
 from jvpnd.core.offloads import Offloads
-from jvpnd.core.wire import HEADER, Suite
+from jvpnd.core.wire import HEADER, Suite, datagrams_a_send
 from jvpnd.dataplane.plane import DataPlane
 
 FULL = Offloads(vnet=True, tso=True, uso=True, udp_gso=True, udp_gro=True)
@@ -70,7 +70,7 @@ def open_tun(offloads: Offloads, addresses: tuple[str, ...]) -> int:
     fcntl.ioctl(fd, 0x400454D0, wanted)  # TUNSETOFFLOAD
     for address in addresses:
         run(f"ip address add {address} dev t0" + (" nodad" if ":" in address else ""))
-    run(f"ip link set t0 mtu {MTU} up")
+    run(f"ip link set t0 mtu {MTU} gso_max_segs {datagrams_a_send(MTU)} up")
     return fd
 
 

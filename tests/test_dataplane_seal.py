@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from jvpnd.core.wire import HEADER, MAX_COUNTER, MIN_SEALED_LEN, PacketType, Suite, data_nonce
 from jvpnd.dataplane.counters import Drop
 from jvpnd.dataplane.seal import MAX_LANES, Opener, Sealer, cipher
+from jvpnd.dataplane.span import Assembly
 
 KEY = bytes(range(32))
 SUITES = pytest.mark.parametrize("suite", list(Suite))
@@ -28,7 +29,7 @@ class Counted(Opener):
     """An opener with counters and memory of its own."""
 
     def __init__(self, suite: Suite = Suite.AES_256_GCM, index: int = 9) -> None:
-        super().__init__(suite, KEY, index)
+        super().__init__(suite, KEY, index, Assembly())
         self.drops = memoryview(bytearray(256)).cast("Q")
 
     def open(self, batch: bytes, stride: int = 0) -> tuple[list[bytes], int]:
@@ -69,7 +70,8 @@ def test_any_changed_bit_is_noticed(data: st.DataObject) -> None:
     packet[at] ^= 1 << data.draw(st.integers(0, 7))
     opener = Counted()
     assert opener.open(bytes(packet)) == ([], len(packet))
-    assert sum(opener.dropped.values()) == 1
+    if at != 3:  # with another number of parts it waits for the others
+        assert sum(opener.dropped.values()) == 1
     assert set(opener.dropped) <= {"BAD_TAG", "MALFORMED"}
 
 

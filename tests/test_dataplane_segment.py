@@ -17,12 +17,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jvpnd.core.wire import FLAG_LAST, FLAG_NEEDS_CHECKSUM, FLAG_SEGMENT, Suite
+from jvpnd.core.wire import (
+    FLAG_LAST,
+    FLAG_NEEDS_CHECKSUM,
+    FLAG_REPORT,
+    FLAG_SLICE,
+    FRAME,
+    MAX_SUPER_SLICES,
+    REPORT,
+    Suite,
+)
 from jvpnd.dataplane import vnet
 from jvpnd.dataplane.counters import Drop
+from jvpnd.dataplane.join import Joiner
 from jvpnd.dataplane.networks import PrefixTable
 from jvpnd.dataplane.seal import Opener, Sealer
-from jvpnd.dataplane.segment import Joiner, plan_cut, settle_checksum
+from jvpnd.dataplane.segment import plan_cut, settle_checksum
+from jvpnd.dataplane.span import Assembly
 
 KEY = bytes(range(32))
 FIN, PSH, ACK, CWR = 0x01, 0x08, 0x10, 0x80
@@ -208,7 +219,7 @@ def sealed(sealer: Sealer, item: Super) -> list[bytes]:
     cut = plan_cut(view, 16, item.gso_type, item.gso_size, item.transport)
     assert cut is not None
     out = memoryview(bytearray(2 * len(frame) + 200 * cut.count))
-    end = sealer.seal_segments(view, cut, 0, cut.count, out, 0)
+    end = sealer.seal_slices(view, cut, 0, cut.count, out, 0)
     stride = len(cut.header) + item.gso_size + 37
     return [bytes(out[at : min(at + stride, end)]) for at in range(0, end, stride)]
 
@@ -219,7 +230,7 @@ class Receiver:
     def __init__(self, *, has_vnet: bool = True, tso: bool = True, uso: bool = True) -> None:
         self.frames: list[bytes] = []
         self.drops = memoryview(bytearray(256)).cast("Q")
-        self.opener = Opener(Suite.CHACHA20_POLY1305, KEY, 5)
+        self.opener = Opener(Suite.CHACHA20_POLY1305, KEY, 5, Assembly())
         self.joiner = Joiner(
             has_vnet=has_vnet,
             tso=tso,
@@ -254,6 +265,10 @@ class Receiver:
     @property
     def dropped(self) -> dict[str, int]:
         return {cause.name: self.drops[cause] for cause in Drop if self.drops[cause]}
+
+
+def framed(packet: bytes, flags: int = 0, gso_size: int = 0) -> bytes:
+    return FRAME.pack(flags, len(packet), gso_size) + packet
 
 
 def new_sealer() -> Sealer:
@@ -312,7 +327,7 @@ def test_slices_that_contradict_their_header_never_reach_the_kernel(
     item: Super, index: int, gso_size: int
 ) -> None:
     """An authenticated peer may lie; what is written is still well formed."""
-    prefix = bytes([FLAG_SEGMENT]) + struct.pack("<HH", index, gso_size)
+    prefix = FRAME.pack(FLAG_SLICE, index, gso_size)
     receiver = Receiver()
     receiver.plain(prefix + item.packet)
     payload = len(item.packet) - item.end
@@ -330,7 +345,36 @@ def test_arbitrary_plain_text_is_dropped_and_counted(body: bytes, flags: int) ->
     receiver.plain(bytes([flags]) + body)
     for frame in receiver.frames:
         assert on_the_wire(frame)
-    assert len(receiver.frames) + sum(receiver.dropped.values()) == 1
+    assert receiver.frames or receiver.dropped or receiver.joiner.report
+
+
+@given(st.lists(supers(), min_size=1, max_size=4), st.booleans(), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_super_packets_in_one_record_arrive_as_the_kernel_would_have_cut_them(
+    items: list[Super], tso: bool, uso: bool
+) -> None:
+    few = [item for item in items if len(item.segments) <= MAX_SUPER_SLICES]
+    receiver = Receiver(tso=tso, uso=uso)
+    receiver.plain(b"".join(framed(item.packet, 0, item.gso_size) for item in few))
+    assert [p for frame in receiver.frames for p in on_the_wire(frame)] == [
+        segment for item in few for segment in item.segments
+    ]
+    assert receiver.joiner.packets == sum(len(item.segments) for item in few)
+    assert receiver.joiner.octets == sum(len(p) for item in few for p in item.segments)
+
+
+@given(supers(), st.integers(1, 2**16 - 1), st.binary(max_size=60), st.integers(0, 120))
+@settings(max_examples=200, deadline=None)
+def test_super_packets_that_contradict_themselves_never_reach_the_kernel(
+    item: Super, gso_size: int, noise: bytes, at: int
+) -> None:
+    packet = bytearray(item.packet)
+    packet[at : at + len(noise)] = noise[: max(0, len(packet) - at)]
+    receiver = Receiver()
+    receiver.plain(framed(bytes(packet), 0, gso_size))
+    for frame in receiver.frames:
+        assert 1 <= len(on_the_wire(frame)) <= MAX_SUPER_SLICES
+    assert receiver.frames or sum(receiver.dropped.values()) == 1
 
 
 # --- single cases --------------------------------------------------------------------------
@@ -342,8 +386,9 @@ def plain_segments(item: Super) -> list[bytes]:
         payload[at : at + item.gso_size] for at in range(0, len(payload), item.gso_size)
     ]
     return [
-        bytes([FLAG_SEGMENT | (FLAG_LAST if number == len(pieces) - 1 else 0)])
-        + struct.pack("<HH", number, item.gso_size)
+        FRAME.pack(
+            FLAG_SLICE | (FLAG_LAST if number == len(pieces) - 1 else 0), number, item.gso_size
+        )
         + header
         + piece
         for number, piece in enumerate(pieces)
@@ -380,7 +425,7 @@ def test_malformed_slice_is_dropped(spoil) -> None:  # type: ignore[no-untyped-d
 
 def test_full_slices_at_or_beyond_the_end_are_dropped_without_the_last_flag() -> None:
     first, second, third = plain_segments(build())  # three full slices
-    third = bytes([FLAG_SEGMENT]) + third[1:]
+    third = bytes([FLAG_SLICE]) + third[1:]
     fourth = third[:1] + b"\x03\x00" + third[3:]
     receiver = Receiver()
     receiver.plain(first, second, third, fourth)
@@ -417,7 +462,7 @@ def test_source_outside_the_session_is_dropped(version: int, segmented: bool) ->
     item = build(version=version, source=source)
     receiver = Receiver()
     receiver.sources.set(True, ["10.77.0.2/32", "fd77::2/128"])
-    receiver.plain(plain_segments(item)[0] if segmented else b"\0" + item.packet)
+    receiver.plain(plain_segments(item)[0] if segmented else framed(item.packet))
     assert receiver.frames == []
     assert receiver.dropped == {"BAD_SOURCE": 1}
 
@@ -426,7 +471,7 @@ def test_checksum_flag_on_a_fragment_is_refused() -> None:
     packet = bytearray(build().packet)
     packet[6] |= 0x20
     receiver = Receiver()
-    receiver.plain(bytes([FLAG_NEEDS_CHECKSUM]) + bytes(packet))
+    receiver.plain(framed(bytes(packet), FLAG_NEEDS_CHECKSUM))
     assert receiver.frames == []
     assert receiver.dropped == {"MALFORMED": 1}
 
@@ -437,7 +482,7 @@ def test_checksum_flag_on_a_fragment_is_refused() -> None:
 def test_partial_checksum_is_completed(version: int, protocol: int, has_vnet: bool) -> None:
     item = build(version=version, protocol=protocol, payload=b"seventeen bytes!!")
     receiver = Receiver(has_vnet=has_vnet)
-    receiver.plain(bytes([FLAG_NEEDS_CHECKSUM]) + item.packet)
+    receiver.plain(framed(item.packet, FLAG_NEEDS_CHECKSUM))
     wanted = completed(item.packet, item.transport, item.protocol)
     (frame,) = receiver.frames
     assert (on_the_wire(frame) if has_vnet else [frame]) == [wanted]
@@ -472,6 +517,47 @@ def test_super_packet_of_an_unknown_kind_is_not_cut(
 ) -> None:
     frame = memoryview(bytearray(16) + build().packet)
     assert plan_cut(frame, 16, gso_type, gso_size, csum_start) is None
+
+
+def test_frames_of_a_record_come_out_in_their_order() -> None:
+    first, second = build(payload=b"one"), build(payload=b"two", protocol=17)
+    slices = plain_segments(build())
+    receiver = Receiver()
+    both = framed(first.packet, FLAG_NEEDS_CHECKSUM) + framed(second.packet, FLAG_NEEDS_CHECKSUM)
+    receiver.plain(slices[0], both)
+    assert [len(on_the_wire(frame)) for frame in receiver.frames] == [1, 1, 1]
+    assert b"one" in receiver.frames[1]
+    assert b"two" in receiver.frames[2]
+
+
+def test_a_report_is_taken_and_not_counted_as_a_packet() -> None:
+    receiver = Receiver()
+    receiver.plain(FRAME.pack(FLAG_REPORT, REPORT.size, 0) + REPORT.pack(7, 2))
+    assert receiver.joiner.report == (7, 2)
+    assert receiver.joiner.packets == 0
+    assert receiver.frames == []
+    assert not receiver.dropped
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(FRAME.pack(0, 40, 0)[:3], id="half a frame header"),
+        pytest.param(FRAME.pack(0, 40, 0) + bytes(39), id="frame longer than the record"),
+        pytest.param(framed(b""), id="empty packet"),
+        pytest.param(FRAME.pack(FLAG_REPORT, 8, 0) + bytes(8), id="short report"),
+        pytest.param(framed(build().packet, 16), id="unknown flag"),
+        pytest.param(framed(build(payload=b"").packet, 0, 100), id="nothing to cut"),
+        pytest.param(framed(build(payload=bytes(200)).packet, 0, 1), id="cut into too many"),
+        pytest.param(framed(build().packet + b"!", 0, 1000), id="more than its header says"),
+    ],
+)
+def test_malformed_frame_is_dropped(record: bytes) -> None:
+    receiver = Receiver()
+    receiver.plain(record)
+    assert receiver.frames == []
+    assert receiver.dropped == {"MALFORMED": 1}
 
 
 def test_long_runs_are_written_in_parts_that_the_kernel_takes() -> None:

@@ -45,6 +45,11 @@ class ReplayWindow:
         words[at] = seen | bit
         return True
 
+    @property
+    def highest(self) -> int:
+        """The highest counter seen, -1 before the first."""
+        return self._top * _WORD_BITS + self._words[self._top & _MASK].bit_length() - 1
+
     def _advance(self, word: int) -> None:
         for stale in range(max(self._top + 1, word - _MASK), word + 1):
             self._words[stale & _MASK] = 0

@@ -36,21 +36,43 @@ class Suite(IntEnum):
 TAG_LEN = 16
 KEY_LEN = 32
 
-# DATA and CONTROL: type u8, lane u8, reserved u16, receiver index u32, counter u64. These 16 bytes
-# are the associated data; the nonce is lane u8, three zero bytes, counter u64.
+# DATA and CONTROL: type u8, lane u8, part u8, parts u8, receiver index u32, counter u64. These 16
+# bytes are the associated data; the nonce is lane u8, three zero bytes, counter u64. `part` and
+# `parts` are zero but where a DATA record spans datagrams: part 0 .. parts of parts + 1, and the
+# header of part 0 is the associated data.
 HEADER = struct.Struct("<BBHIQ")
 HEADER_LEN = HEADER.size
 NONCE = struct.Struct("<BxxxQ")
 MIN_SEALED_LEN = HEADER_LEN + TAG_LEN
 MAX_COUNTER = 2**63  # far below where any AEAD limit or wrap would matter
 
-# Plain text of DATA: flags u8, then for a segment index u16 and gso_size u16, then the packet.
+# Plain text of DATA: either one slice of a super-packet (flags, index, gso_size; then the
+# super-packet's header verbatim and the slice), or frames one behind the other (flags, length,
+# gso_size; then `length` bytes: a packet, a super-packet where gso_size is set, or a report).
+FRAME = struct.Struct("<BHH")
+FRAME_LEN = FRAME.size
 FLAG_NEEDS_CHECKSUM = 1  # the transport checksum field holds only the pseudo-header sum
-FLAG_SEGMENT = 2  # one slice of a super-packet, behind the super-packet's header verbatim
+FLAG_SLICE = 2
 FLAG_LAST = 4  # the slice ends its super-packet
-SEGMENT = struct.Struct("<HH")
+FLAG_REPORT = 8  # how much of the other direction arrived
+REPORT = struct.Struct("<QQ")
+"""Good records under the receiver's newest index, and those missing below its highest counter."""
+
+MAX_SEND = 65507  # payload of the longest UDP datagram, so of one send that the kernel cuts
+MAX_PARTS = 64  # UDP_MAX_SEGMENTS of every kernel that has UDP_SEGMENT
+MAX_SUPER_SLICES = 128  # of a super-packet that is sent whole
 
 MAX_CONTROL_LEN = 2048  # nothing but DATA is longer
+
+
+def datagram_len(mtu: int) -> int:
+    """Bytes of a datagram that holds one packet of `mtu` bytes."""
+    return mtu + FRAME_LEN + HEADER_LEN + TAG_LEN
+
+
+def datagrams_a_send(mtu: int) -> int:
+    """How many of them go out in one send: the best number of slices for a super-packet."""
+    return min(MAX_PARTS, MAX_SEND // datagram_len(mtu))
 
 
 def data_nonce(lane: int, counter: int) -> bytes:
@@ -72,7 +94,7 @@ class SealedHeader:
 
 
 def decode_sealed_header(packet: bytes) -> SealedHeader | None:
-    """The header of a DATA or CONTROL packet, None if short, out of range or reserved bits set."""
+    """The header of a CONTROL packet, None if short, out of range or in parts."""
     if len(packet) < MIN_SEALED_LEN:
         return None
     kind, lane, reserved, index, counter = HEADER.unpack_from(packet)

@@ -57,6 +57,7 @@ class Drop(IntEnum):
     SEND_BUFFER = 13  # the transport socket stayed full
     SEND_ERROR = 14  # the transport socket reported an error
     UNSUPPORTED = 15  # a super-packet of a kind that is not offered to the kernel
+    INCOMPLETE = 16  # parts of a record of which others never came
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,20 +16,26 @@ from jvpnd.core.wire import HEADER, MAX_CONTROL_LEN, MIN_SEALED_LEN, PacketType,
 from jvpnd.dataplane.counters import (
     LAST_RX_INDEX,
     LAST_RX_MS,
+    PEER_MISSING,
+    PEER_RECORDS,
+    PEER_TOLD_MS,
     RX_BYTES,
+    RX_MISSING,
     RX_PACKETS,
+    RX_RECORDS,
     Counters,
     Drop,
     monotonic_ms,
     slot_base,
 )
+from jvpnd.dataplane.join import Frame, Joiner
 from jvpnd.dataplane.messages import Remote, Report, ReportKind, remote_of
 from jvpnd.dataplane.networks import PrefixTable
-from jvpnd.dataplane.seal import Opener
-from jvpnd.dataplane.segment import Frame, Joiner
+from jvpnd.dataplane.seal import MAX_RECORD, OVERHEAD, Opener
+from jvpnd.dataplane.span import Assembly
 
 MAX_RECEIVES: Final = 16  # batches a socket and turn, so that no socket starves the others
-MAX_BATCH: Final = 65536
+MAX_BATCH: Final = MAX_RECORD + OVERHEAD  # a joined batch of datagrams is shorter than that
 MAX_HELD: Final = 128
 MAX_HELD_BYTES: Final = 256 * 1024
 MAX_EXPECTED: Final = 4096
@@ -144,12 +150,14 @@ class Downlink:
         self._words = counters.words
         self._drops = counters.drops_of("downlink")
         self._inlets: dict[int, _Inlet] = {}  # by socket_id
+        self._by_fd: dict[int, _Inlet] = {}
         self._bindings: dict[int, _Binding] = {}  # by receiver index
         self._early = EarlyData(self._drops)
         self._batch = memoryview(bytearray(MAX_BATCH))
-        self._plain = bytearray(4 * MAX_BATCH)
+        self._plain = bytearray(3 * MAX_BATCH)
         self._plain_view = memoryview(self._plain)
         self._plain_at = 0
+        self._assembly = Assembly()
         self._epoll = select.epoll()
         self._joiner = Joiner(
             has_vnet=offloads.vnet,
@@ -173,15 +181,13 @@ class Downlink:
         datagrams = inlet.type == socket.SOCK_DGRAM
         if datagrams and inlet.family != socket.AF_UNIX and self._offloads.udp_gro:
             inlet.setsockopt(socket.SOL_UDP, _UDP_GRO, 1)
-        self._inlets[socket_id] = _Inlet(socket_id, inlet, datagrams)
+        self._inlets[socket_id] = self._by_fd[inlet.fileno()] = _Inlet(socket_id, inlet, datagrams)
         self._epoll.register(inlet, select.EPOLLIN)
 
     def remove_socket(self, socket_id: int) -> None:
         gone = self._inlets.pop(socket_id, None)
         if gone is not None:
-            if gone.socket.fileno() >= 0:
-                self._epoll.unregister(gone.socket)
-            gone.socket.close()
+            self._close(gone)
 
     def bind_receive(
         self,
@@ -198,7 +204,7 @@ class Downlink:
         if before is not None and before.key == secret:
             opener = before.opener  # its replay window goes on
         else:
-            opener = Opener(Suite(suite), secret, index)
+            opener = Opener(Suite(suite), secret, index, self._assembly)
         sources: PrefixTable[bool] = PrefixTable()
         sources.set(True, networks)
         remote = None if remote is None else (remote[0], remote[1])
@@ -220,11 +226,12 @@ class Downlink:
         self._epoll.register(channel_fd, select.EPOLLIN)
         while True:
             ready = self._epoll.poll(HOLD_MS / 4000 if self._early.holding else -1)
-            descriptors = {fd for fd, _events in ready}
-            if channel_fd in descriptors and not take_commands():  # first: keys before packets
-                return
-            for inlet in list(self._inlets.values()):
-                if inlet.socket.fileno() in descriptors:
+            for fd, _events in ready:  # first: keys before packets
+                if fd == channel_fd and not take_commands():
+                    return
+            for fd, _events in ready:
+                inlet = self._by_fd.get(fd)
+                if inlet is not None:
                     self.drain(inlet)
             if self._early.holding:
                 self._early.expire(monotonic_ms())
@@ -296,21 +303,27 @@ class Downlink:
         now_ms: int,
     ) -> int:
         """Open the run of datagrams at `at` and hand it to the joiner; returns where it ended."""
-        joiner = self._joiner
-        if self._plain_at + len(batch) - at > len(self._plain):
+        joiner, opener = self._joiner, binding.opener
+        if self._plain_at + len(batch) - at + MAX_RECORD > len(self._plain):
             self._settle()
-        opened, at, self._plain_at = binding.opener.open_run(
+        opened, at, self._plain_at = opener.open_run(
             batch, at, stride, self._plain_view, self._plain_at, self._drops
         )
         if not opened:
             return at
         words, row = self._words, binding.counters_at
         words[row + LAST_RX_MS] = now_ms
-        words[row + LAST_RX_INDEX] = binding.opener.index
+        words[row + LAST_RX_INDEX] = opener.index
+        words[row + RX_RECORDS] = opener.records
+        words[row + RX_MISSING] = opener.missing
         packets, octets = joiner.packets, joiner.octets
         joiner.feed(binding.sources, self._plain, self._plain_view, opened)
         words[row + RX_PACKETS] += joiner.packets - packets
         words[row + RX_BYTES] += joiner.octets - octets
+        if joiner.report is not None:
+            words[row + PEER_RECORDS], words[row + PEER_MISSING] = joiner.report
+            words[row + PEER_TOLD_MS] = now_ms
+            joiner.report = None
         if joiner.idle:
             self._plain_at = 0
         self._compare_origin(binding, socket_id, remote, now_ms)
@@ -344,9 +357,14 @@ class Downlink:
     def _end_of(self, inlet: _Inlet) -> None:
         """The other end of a relay is gone: say so once, and do not look at it again."""
         if inlet.socket.fileno() >= 0:
-            self._epoll.unregister(inlet.socket)
-            inlet.socket.close()
+            self._close(inlet)
             self._report(Report(ReportKind.SOCKET_ERROR, inlet.socket_id, errno.ECONNRESET))
+
+    def _close(self, inlet: _Inlet) -> None:
+        if inlet.socket.fileno() >= 0:
+            self._epoll.unregister(inlet.socket)
+            del self._by_fd[inlet.socket.fileno()]
+        inlet.socket.close()
 
 
 def _gro_size(ancillary: list[Any]) -> int:

@@ -15,6 +15,7 @@ from socket import AF_INET, AF_INET6
 
 from pyroute2 import AsyncIPRoute
 
+from jvpnd.core.wire import datagrams_a_send
 from jvpnd.net import nft
 from jvpnd.net.apply import Interface, apply_plan, host_families, index_of, set_addresses
 from jvpnd.net.hoststate import HostState, read_sysctl, write_sysctl
@@ -67,7 +68,8 @@ class HostNetwork:
         notes: tuple[str, ...] = ()
         async with AsyncIPRoute() as ip:
             index = socket.if_nametoindex(self._name)
-            await ip.link("set", index=index, mtu=mtu)
+            # So that what TCP hands over at once also leaves at once, in one send.
+            await ip.link("set", index=index, mtu=mtu, gso_max_segs=datagrams_a_send(mtu))
             _set_own(self._name)
             await ip.link("set", index=index, state="up")
             usable = wanted if _has_ipv6(self._name) else {a for a in wanted if a.version == 4}
