@@ -366,7 +366,7 @@ async def test_early_data_is_bounded_and_expires() -> None:
         with one.udp() as sender, two.udp() as receiver:
             for _ in range(downlink.MAX_HELD + 10):
                 sender.sendto(bytes(1000), receiver.getsockname())  # a datagram each
-            await until(lambda: two.dropped("early_overflow") == 10, "bounded")
+            await until(lambda: two.dropped("early_overflow") >= 10, "bounded")
             await until(
                 lambda: two.dropped("early_expired") == downlink.MAX_HELD, "forgotten in time"
             )
