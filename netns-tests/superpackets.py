@@ -19,6 +19,7 @@ from kernelmodel import CWR, ECN, NEEDS_CSUM, TCP, TCPV4, TCPV6, UDP, UDP_L4, VN
 SOURCES = {4: "10.77.0.2", 6: "fd77::2"}
 FLOWS = 4
 MAX_TOTAL = 65535
+MTU = 33000  # of the TUN; the largest segment
 
 
 def destination(version: int, flow: int) -> str:
@@ -155,14 +156,15 @@ def _tcp_headers(draw: st.DrawFn, rest: random.Random) -> bytes:
 
 
 @st.composite
-def super_frames(draw: st.DrawFn, max_segments: int = 64) -> bytes:
+def super_frames(draw: st.DrawFn, max_segments: int = 64, mtu: int = MTU) -> bytes:
     """A super-packet of TCP or UDP, at least two segments, the last one odd or full."""
     rest = random.Random(draw(st.integers(0, 2**32)))
     path = draw(paths())
     protocol = draw(st.sampled_from([TCP, TCP, UDP]))
     header = draw(_tcp_headers(rest)) if protocol == TCP else b"12345678"
-    room = MAX_TOTAL - len(ip_packet(path, protocol, header))
-    gso_size = draw(st.integers(1, 100) | st.integers(500, 1500) | st.integers(1500, 32000))
+    headers = len(ip_packet(path, protocol, header))
+    room, most = MAX_TOTAL - headers, mtu - headers
+    gso_size = draw(st.integers(1, 100) | st.integers(500, min(1500, most)) | st.integers(1, most))
     count = draw(st.integers(2, max(2, min(max_segments, room // gso_size))))
     short = draw(st.integers(0, gso_size - 1) | st.sampled_from([0, gso_size - 1]))
     payload = rest.randbytes(min(room, gso_size * count - short))
@@ -175,15 +177,16 @@ def super_frames(draw: st.DrawFn, max_segments: int = 64) -> bytes:
 
 
 @st.composite
-def single_frames(draw: st.DrawFn) -> bytes:
+def single_frames(draw: st.DrawFn, mtu: int = MTU) -> bytes:
     """One packet: TCP or UDP with a partial or a complete checksum."""
     rest = random.Random(draw(st.integers(0, 2**32)))
     path = draw(paths())
     protocol = draw(st.sampled_from([TCP, UDP]))
-    payload = rest.randbytes(draw(st.integers(0, 100) | st.integers(0, 1400)))
-    header = udp_header(len(payload), rest.getrandbits(32))
-    if protocol == TCP:
-        header = draw(_tcp_headers(rest))
+    header = draw(_tcp_headers(rest)) if protocol == TCP else b"12345678"
+    most = min(1400, mtu - len(ip_packet(path, protocol, header)))
+    payload = rest.randbytes(draw(st.integers(0, 100) | st.integers(0, most)))
+    if protocol == UDP:
+        header = udp_header(len(payload), rest.getrandbits(32))
     packet = ip_packet(path, protocol, header + payload)
     return plain_frame(packet, partial=True) if draw(st.booleans()) else whole_frame(packet)
 
@@ -194,7 +197,7 @@ def odd_frames(draw: st.DrawFn) -> bytes:
     UDP without a checksum."""
     rest = random.Random(draw(st.integers(0, 2**32)))
     path = draw(paths())
-    body = rest.randbytes(draw(st.integers(8, 1300)))
+    body = rest.randbytes(draw(st.integers(8, 1200)))
     kind = draw(st.sampled_from(sorted(_ODD)))
     return _ODD[kind](path, body, rest)
 
@@ -236,7 +239,7 @@ _ODD: dict[str, Callable[[Path, bytes, random.Random], bytes]] = {
 
 
 @st.composite
-def frames(draw: st.DrawFn, max_segments: int = 64) -> bytes:
+def frames(draw: st.DrawFn, mtu: int = MTU) -> bytes:
     """Any frame."""
-    kinds = [super_frames(max_segments), super_frames(max_segments), single_frames(), odd_frames()]
-    return draw(st.one_of(kinds))
+    large = super_frames(mtu=mtu)
+    return draw(st.one_of(large, large, single_frames(mtu=mtu), odd_frames()))
