@@ -9,6 +9,7 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import monotonic_ns
 from typing import Any, Final
 
 from jvpnd.core.offloads import Offloads
@@ -35,6 +36,7 @@ from jvpnd.dataplane.seal import MAX_RECORD, OVERHEAD, Opener
 from jvpnd.dataplane.span import Assembly
 
 MAX_RECEIVES: Final = 16  # batches a socket and turn, so that no socket starves the others
+WAITED_NS: Final = 10_000  # no work for so long: one batch has come, do not look for a second
 MAX_BATCH: Final = MAX_RECORD + OVERHEAD  # a joined batch of datagrams is shorter than that
 MAX_HELD: Final = 128
 MAX_HELD_BYTES: Final = 256 * 1024
@@ -224,22 +226,25 @@ class Downlink:
         """Carry packets until control goes away (`take_commands` says so)."""
         channel_fd = channel.fileno()
         self._epoll.register(channel_fd, select.EPOLLIN)
+        done_ns = 0
         while True:
             ready = self._epoll.poll(HOLD_MS / 4000 if self._early.holding else -1)
+            most = 1 if monotonic_ns() - done_ns > WAITED_NS else MAX_RECEIVES
             for fd, _events in ready:  # first: keys before packets
                 if fd == channel_fd and not take_commands():
                     return
             for fd, _events in ready:
                 inlet = self._by_fd.get(fd)
                 if inlet is not None:
-                    self.drain(inlet)
+                    self.drain(inlet, most)
+            done_ns = monotonic_ns()
             if self._early.holding:
                 self._early.expire(monotonic_ms())
 
-    def drain(self, inlet: _Inlet) -> None:
-        """Take what a socket has, at most MAX_RECEIVES batches, and write all of it."""
+    def drain(self, inlet: _Inlet, most: int = MAX_RECEIVES) -> None:
+        """Take what a socket has, at most so many batches, and write all of it."""
         into, receive = [self._batch], inlet.socket.recvmsg_into
-        for _ in range(MAX_RECEIVES):
+        for _ in range(most):
             now_ms = monotonic_ms()
             try:
                 size, ancillary, flags, address = receive(into, 64, socket.MSG_DONTWAIT)
@@ -312,10 +317,11 @@ class Downlink:
         if not opened:
             return at
         words, row = self._words, binding.counters_at
-        words[row + LAST_RX_MS] = now_ms
-        words[row + LAST_RX_INDEX] = opener.index
-        words[row + RX_RECORDS] = opener.records
-        words[row + RX_MISSING] = opener.missing
+        if words[row + LAST_RX_MS] != now_ms or words[row + LAST_RX_INDEX] != opener.index:
+            words[row + LAST_RX_MS] = now_ms
+            words[row + LAST_RX_INDEX] = opener.index
+            words[row + RX_RECORDS] = opener.records
+            words[row + RX_MISSING] = opener.missing
         packets, octets = joiner.packets, joiner.octets
         joiner.feed(binding.sources, self._plain, self._plain_view, opened)
         words[row + RX_PACKETS] += joiner.packets - packets

@@ -7,6 +7,7 @@ RFC 791 (IPv4), RFC 8200 (IPv6), RFC 9293 (TCP), RFC 768 (UDP), RFC 1071 (checks
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 TCP: Final = 6
@@ -129,6 +130,7 @@ def checksum(data: bytes | bytearray | memoryview) -> int:
     return 0xFFFF - folded_sum(data)
 
 
+@lru_cache(maxsize=1024)  # a flow's packets are mostly of a few lengths
 def pseudo_sum(source: bytes, destination: bytes, protocol: int, length: int) -> int:
     """The folded sum of the pseudo-header, which a partial checksum field holds.
 

@@ -32,7 +32,7 @@ from jvpnd.dataplane.inner import (
     source_of,
 )
 from jvpnd.dataplane.networks import PrefixTable
-from jvpnd.dataplane.segment import gso_prefix, patch_header
+from jvpnd.dataplane.segment import gso_prefix, patch_header, settle_super
 
 MAX_RUN: Final = 512  # slices written at once; the kernel takes at most 1024 vectors
 
@@ -229,12 +229,13 @@ class Joiner:
             return
         if not self._allowed(inner):
             return
-        header, body = bytes(packet[: inner.end]), packet[inner.end :]
         self.packets += count
         self.octets += payload + count * inner.end
         if self._joinable[inner.protocol]:
-            self._emit_part(header, inner, 0, gso_size, (body,), payload, True)
+            settle_super(packet, inner)
+            self._emit((gso_prefix(packet, inner, gso_size if count > 1 else 0), packet))
             return
+        header, body = bytes(packet[: inner.end]), packet[inner.end :]
         for number in range(count):
             piece = body[number * gso_size : (number + 1) * gso_size]
             last = number == count - 1

@@ -261,4 +261,6 @@ class Opener:
         lane = first_half >> 8 & 0xFF
         if lane >= MAX_LANES or first_half != self.index << 32 | lane << 8 | _DATA:
             return None
-        return self._lanes.setdefault(first_half, (lane, ReplayWindow()))
+        if first_half not in self._lanes:
+            self._lanes[first_half] = lane, ReplayWindow()
+        return self._lanes[first_half]

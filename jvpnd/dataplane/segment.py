@@ -22,6 +22,8 @@ from jvpnd.dataplane.seal import Cut
 
 _FIN_PSH: Final = 0x09
 _CWR: Final = 0x80
+_V4_PROTOCOL = struct.Struct("!B5xHxB")
+_CHECKSUM_AT: Final = {TCP: checksum_offset(TCP), UDP: checksum_offset(UDP)}
 _U16 = struct.Struct("!H")
 _U32 = struct.Struct("!I")
 _GSO_PROTOCOLS: Final = {
@@ -60,6 +62,10 @@ def settle_checksum(packet: memoryview, csum_start: int, csum_offset: int) -> in
     A plain TCP or UDP checksum is left to the receiver; one that stands anywhere else (inside a
     tunnel in the tunnel, say) is completed here. None if the field lies outside the packet.
     """
+    if csum_start == 20 and len(packet) >= 40:  # nearly all: IPv4 without options, no fragment
+        first, fragment, protocol = _V4_PROTOCOL.unpack_from(packet)
+        if first == 0x45 and not fragment & 0x3FFF and _CHECKSUM_AT.get(protocol) == csum_offset:
+            return FLAG_NEEDS_CHECKSUM
     inner = parse(packet)
     if (
         inner is not None
@@ -104,7 +110,20 @@ def patch_header(
     return patched
 
 
-def gso_prefix(header: bytes | bytearray, inner: Inner, gso_size: int) -> bytes:
+def settle_super(packet: memoryview, inner: Inner) -> None:
+    """Write a whole super-packet's length and checksum fields, whatever they were."""
+    transport = inner.transport
+    segment_len = len(packet) - transport
+    if inner.version == 4:
+        _U16.pack_into(packet, 10, 0)
+        _U16.pack_into(packet, 10, checksum(packet[:transport]))
+    if inner.protocol == UDP:
+        _U16.pack_into(packet, transport + 4, segment_len)
+    partial = pseudo_sum(inner.source, inner.destination, inner.protocol, segment_len)
+    _U16.pack_into(packet, transport + checksum_offset(inner.protocol), partial)
+
+
+def gso_prefix(header: bytes | bytearray | memoryview, inner: Inner, gso_size: int) -> bytes:
     """The virtio_net_hdr in front of `header`, which has a partial checksum; `gso_size` is 0 for
     a packet that needs no cutting."""
     gso_type = 0

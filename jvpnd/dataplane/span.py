@@ -8,6 +8,7 @@ nothing about a part is authentic before the whole is.
 from __future__ import annotations
 
 import struct
+from array import array
 from collections import OrderedDict
 from typing import Final
 
@@ -42,10 +43,10 @@ class SpanBuffers:
 
     def __init__(self) -> None:
         self.body = memoryview(bytearray(MAX_BODY))
-        self._headers = memoryview(bytearray(MAX_PARTS * HEADER_LEN))
+        self._headers = array("Q", bytes(MAX_PARTS * HEADER_LEN))
+        self._first_half = 0  # what the headers are for
         self._piece = 0
         self._views: list[memoryview] = []  # for bodies of `_piece` bytes
-        self._words: dict[int, tuple[struct.Struct, list[int]]] = {}  # by number of parts
 
     def lay_out(self, first_half: int, counter: int, length: int, size: int) -> list[memoryview]:
         """Write the headers for `length` bytes of cipher text, in datagrams of at most `size`.
@@ -59,15 +60,13 @@ class SpanBuffers:
             piece = -(-length // parts)
         if piece != self._piece:
             self._make_views(piece)
-        known = self._words.get(parts)
-        if known is None:
-            known = struct.Struct(f"<{2 * parts}Q"), [0] * (2 * parts)
-            self._words[parts] = known
-        layout, words = known
         first_half |= (parts - 1) << _PARTS_AT
-        words[::2] = range(first_half, first_half + parts * _PART, _PART)
-        words[1::2] = [counter] * parts
-        layout.pack_into(self._headers, 0, *words)
+        words = self._headers
+        if first_half != self._first_half:
+            self._first_half = first_half
+            last = first_half + parts * _PART
+            words[: 2 * parts : 2] = array("Q", range(first_half, last, _PART))
+        words[1 : 2 * parts : 2] = array("Q", (counter,)) * parts
         views = self._views[: 2 * parts]
         views[-1] = self.body[(parts - 1) * piece : length]
         return views
@@ -75,9 +74,10 @@ class SpanBuffers:
     def _make_views(self, piece: int) -> None:
         self._piece = piece
         self._views = []
+        headers = memoryview(self._headers).cast("B")
         for part in range(MAX_PARTS):
             at, body = part * HEADER_LEN, part * piece
-            self._views.append(self._headers[at : at + HEADER_LEN])
+            self._views.append(headers[at : at + HEADER_LEN])
             self._views.append(self.body[body : body + piece])
 
 

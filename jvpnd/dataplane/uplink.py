@@ -9,6 +9,7 @@ import socket
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from time import monotonic_ns
 from typing import Any, Final
 
 from jvpnd.core.offloads import Offloads
@@ -51,6 +52,7 @@ from jvpnd.dataplane.span import SpanBuffers
 
 MAX_READS: Final = 64  # frames a turn, before commands are looked at again
 MAX_MESSAGE: Final = MAX_RECORD + OVERHEAD  # a record on a transport that keeps messages whole
+WAITED_NS: Final = 10_000  # no work for so long: one packet has come, do not look for a second
 DEFAULT_MTU: Final = 1280
 SEND_WAIT_MS: Final = 10
 ERROR_EVERY_MS: Final = 10
@@ -210,6 +212,7 @@ class Uplink:
         poll, channel_fd, tun_fd = select.epoll(), channel.fileno(), self._tun_fd
         poll.register(channel_fd, select.EPOLLIN)
         reading = False
+        done_ns = 0
         while True:
             if reading == self._paused:
                 reading = not self._paused
@@ -219,16 +222,18 @@ class Uplink:
                     poll.unregister(tun_fd)
             for fd, _events in poll.poll():
                 if fd == tun_fd:
-                    self.drain()
+                    waited = monotonic_ns() - done_ns > WAITED_NS
+                    self.drain(1 if waited else MAX_READS)
+                    done_ns = monotonic_ns()
                 elif not take_commands():
                     return
 
-    def drain(self) -> None:
-        """Carry what the TUN has, at most MAX_READS frames, and leave nothing sealed unsent."""
+    def drain(self, most: int = MAX_READS) -> None:
+        """Carry what the TUN has, at most so many frames, and leave nothing sealed unsent."""
         tun_fd, head, plain = self._tun_fd, self._head, self._plain
         carry, readv, vnet_len = self._carry, os.readv, len(head)
         at = 0
-        for _ in range(MAX_READS):
+        for _ in range(most):
             try:
                 size = readv(tun_fd, (head, plain[at + FRAME_LEN : at + MAX_RECORD]))
             except BlockingIOError:
@@ -266,8 +271,9 @@ class Uplink:
                     return at
                 return self._take_super(binding, at, cut)
             if state & vnet.NEEDS_CSUM:
-                packet = self._plain[at + FRAME_LEN : end]
-                settled = settle_checksum(packet, csum_start, csum_offset)
+                settled = settle_checksum(
+                    self._plain[at + FRAME_LEN : end], csum_start, csum_offset
+                )
                 if settled is None:
                     self._drops[Drop.MALFORMED] += 1
                     return at
