@@ -2,19 +2,22 @@
 #   make venv   .venv with the project in it       make lint   ruff, mypy --strict
 #   make test   unit, simulation and netns tests   sudo make demo   see it work, under a minute
 #   make measure   how long traffic stops; ARGS="--soak 60" looks for false switches instead
+#   make bench   how fast, beside other VPNs; ARGS="--quick" for a first look, WIREGUARD_GO=a newer one
 
 PYTHON := $(firstword $(wildcard /usr/bin/python3) python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # python-pytun is compiled: hence gcc and the headers. The rest is for namespaces and traffic.
-PACKAGES := python3 python3-venv python3-dev gcc libc6-dev iproute2 iputils-ping nftables conntrack ethtool procps
+PACKAGES := python3 python3-venv python3-dev gcc libc6-dev iproute2 iputils-ping nftables conntrack ethtool procps \
+  iperf3
+BENCH_PACKAGES := wireguard-go wireguard-tools openvpn
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: packages root venv lint unit netns test demo measure clean
+.PHONY: packages bench-packages root venv lint unit netns test demo measure bench clean
 
-packages:
-	@missing=""; for p in $(PACKAGES); do \
+define install
+	@missing=""; for p in $(1); do \
 	  dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; \
 	done; \
 	if [ -z "$$missing" ]; then \
@@ -26,6 +29,14 @@ packages:
 	echo "installing with apt-get:$$missing"; \
 	apt-get update -qq && \
 	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null
+endef
+
+packages:
+	$(call install,$(PACKAGES))
+
+# The others to compare with; none of them starts anything by itself.
+bench-packages: | packages
+	$(call install,$(BENCH_PACKAGES))
 
 # Namespaces and TUN devices are root's.
 root:
@@ -57,6 +68,9 @@ demo: venv root
 
 measure: venv root
 	$(AS_ROOT) $(BIN)/python netns-tests/measure.py $(ARGS)
+
+bench: venv bench-packages root
+	$(AS_ROOT) $(if $(WIREGUARD_GO),WIREGUARD_GO=$(WIREGUARD_GO)) $(BIN)/python netns-tests/benchmark.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -103,9 +103,7 @@ def _column(left: int, metric: Metric, bars: list[Bar]) -> list[str]:
     return parts
 
 
-def _bar(
-    left: int, top: int, metric: Metric, bar: Bar, found: Summary, scale: float
-) -> list[str]:
+def _bar(left: int, top: int, metric: Metric, bar: Bar, found: Summary, scale: float) -> list[str]:
     length, least, most = (scale * value for value in (found.median, found.least, found.most))
     middle = top + THICK / 2
     figure = f"{'≥ ' if bar.atleast else ''}{found.median:.{metric.digits}f}"

@@ -28,7 +28,7 @@ class Effort:
     pings: int = 300
 
 
-QUICK = Effort(rounds=1, seconds=1, trial_s=0.2, trials=6, pings=50)
+QUICK = Effort(rounds=1, seconds=1, trial_s=0.2, trials=8, pings=50)
 
 
 class Measurement:

@@ -48,33 +48,34 @@ class Found:
 def search(trial: Callable[[float], Trial], start: float, most_trials: int) -> Found:
     """Grow the rate until it fails (or shrink it until it passes), then halve what is between.
 
-    A rate fails only when it fails twice: a moment in which the machine was busy elsewhere must
-    not decide. Rates are spaced by ratio, so the precision is the same for slow and fast.
+    Whatever is not a clean pass is tried twice: a moment in which the machine was busy elsewhere
+    must not decide. Rates are spaced by ratio, so the precision is the same for slow and fast.
     """
     trials: list[Trial] = []
 
-    def passes(rate: float) -> bool:
+    def tried(rate: float) -> list[Trial]:
+        """At most two trials; those that passed."""
+        found = []
         for _ in range(min(2, most_trials - len(trials))):
-            trials.append(trial(rate))
-            if trials[-1].passed:
-                return True
-        return False
-
-    low, high, rate = 0.0, math.inf, start
-    while len(trials) < most_trials and high > low * PRECISION:
-        if passes(rate):
-            low = rate
-            if trials[-1].sender_limited:
+            found.append(trial(rate))
+            trials.append(found[-1])
+            if found[-1].passed and not found[-1].sender_limited:
                 break
+        return [t for t in found if t.passed]
+
+    low, high, rate, limited = 0.0, math.inf, start, False
+    while len(trials) < most_trials and high > low * PRECISION and not limited:
+        if passed := tried(rate):
+            low, limited = rate, passed[-1].sender_limited
         else:
             high = rate
-        if math.isinf(high):
-            rate = low * GROWTH
-        elif not low:
-            rate = high / GROWTH
-        else:
-            rate = math.sqrt(low * high)
-    good = [t for t in trials if t.passed]
-    best = max(good, key=lambda t: t.received, default=None)
-    limited = any(t.sender_limited for t in good)
-    return Found(best.received if best else 0.0, limited, tuple(trials))
+        rate = _next(low, high)
+    rates = [t.received for t in trials if t.passed]
+    return Found(max(rates, default=0.0), limited, tuple(trials))
+
+
+def _next(low: float, high: float) -> float:
+    """The rate to try when `low` passed and `high` failed; 0 and infinity: none did yet."""
+    if math.isinf(high):
+        return low * GROWTH
+    return math.sqrt(low * high) if low else high / GROWTH

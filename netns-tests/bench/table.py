@@ -51,7 +51,9 @@ def aligned(rows: list[list[str]]) -> str:
         cells = zip(row, widths, numeric, strict=True)
         return "| " + " | ".join(f"{c:>{w}}" if n else f"{c:<{w}}" for c, w, n in cells) + " |"
 
-    rule = "|".join("-" * (w + 1) + (":" if n else "-") for w, n in zip(widths, numeric, strict=True))
+    rule = "|".join(
+        "-" * (w + 1) + (":" if n else "-") for w, n in zip(widths, numeric, strict=True)
+    )
     return "\n".join([line(rows[0]), f"|{rule}|", *(line(row) for row in rows[1:])])
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from lab.namespace import Namespace
+
 from bench import processes
 from bench.link import Link
 from bench.peers.base import Tunnel
-from lab.namespace import Namespace
 
 PORT = 5201
 CONGESTION_CONTROL = "cubic"  # Linux's default, which not every host keeps

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.link import Link
-from bench.search import Found, Trial, search
 from bench.peers.base import Tunnel
+from bench.search import Found, Trial, search
 
 SOURCE = Path(__file__).with_name("datagrams.c")
 PORT = 5202
-START_RATE = 20_000.0  # datagrams a second
+START_RATE = 40_000.0  # datagrams a second
 DRAIN_S = 0.2  # queues empty before the receiver is asked
 SLACK_S = 20.0
 
@@ -32,9 +32,7 @@ class Generator:
     def trial(self, link: Link, tunnel: Tunnel, size: int, rate: float, seconds: float) -> Trial:
         """`size` bytes of payload at `rate` datagrams a second, client to gateway."""
         where = (tunnel.gateway, str(PORT), str(size))
-        receiver = link.gateway.popen(
-            self._program, "receive", *where, stdin=subprocess.PIPE
-        )
+        receiver = link.gateway.popen(self._program, "receive", *where, stdin=subprocess.PIPE)
         assert receiver.stdout is not None
         assert receiver.stdout.readline() == "ready\n", "the receiver did not start"
         sender = link.client.popen(self._program, "send", *where, f"{rate:.0f}", f"{seconds:.3f}")

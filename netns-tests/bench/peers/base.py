@@ -11,8 +11,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.link import Link
 from lab.namespace import Namespace
+
+from bench.link import Link
 
 STOP_S = 5.0
 LOG_TAIL = 2000  # characters that an error shows
@@ -53,7 +54,12 @@ class Peer(ABC):
 def output(*command: str) -> str:
     """What a command says, on both streams; its status does not matter."""
     done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=20, check=False
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=20,
+        check=False,
     )
     return done.stdout
 

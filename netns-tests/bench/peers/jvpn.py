@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
+
+from lab.daemons import INNER, Pair, disabling
 
 import jvpnd
 from bench.link import Link
@@ -11,13 +14,14 @@ from bench.peers.base import Peer, Tunnel
 from jvpnd.config import TRANSPORTS
 from jvpnd.core.wire import Suite
 from jvpnd.host import has_aes
-from lab.daemons import INNER, Pair
 
-# What `jvpn-udp-...` is called, and the gateway's configuration that makes it pick the suite.
+# A suite's name in `jvpn-udp-...` and in labels; the gateway's configuration that makes it pick it.
 SUITES = {
-    Suite.AES_256_GCM: ("aes", "AES-256-GCM", ""),
-    Suite.CHACHA20_POLY1305: ("chacha", "ChaCha20", '[debug]\ndisable = ["aes"]\n'),
+    Suite.AES_256_GCM: ("aes", "AES", ""),
+    Suite.CHACHA20_POLY1305: ("chacha", "ChaCha20", disabling("aes")),
 }
+
+UPLINKS = '[uplinks]\ninterfaces = ["eth0"]\n'  # by itself it takes those with a default route
 
 
 class Jvpn(Peer):
@@ -25,7 +29,7 @@ class Jvpn(Peer):
 
     def __init__(self, transport: str, suite: Suite) -> None:
         short, long, self._gateway_config = SUITES[suite]
-        self._suite = suite
+        self._transport, self._suite = transport, suite
         self.name = f"jvpn-{transport}-{short}"
         self.label = f"Jumping VPN, {transport.upper()}, {long}"
 
@@ -38,15 +42,20 @@ class Jvpn(Peer):
 
     @contextlib.contextmanager
     def start(self, link: Link) -> Iterator[Tunnel]:
-        # [debug] stands behind [policy], which is the last table of the laboratory's files.
-        with Pair(link.client, link.gateway, gateway_policy=self._gateway_config) as pair:
+        pair = Pair(link.client, link.gateway, gateway_policy=self._gateway_config, routes=UPLINKS)
+        with pair:
             pair.start()
-            suite = pair.client.status()["session"]["suite"]
-            assert suite == self._suite.name, f"{self.name} runs with {suite}"
+            self._check(pair.client.status()["session"])
             assert pair.client.process is not None
             assert pair.gateway.process is not None
             pids = (pair.client.process.pid,), (pair.gateway.process.pid,)
             yield Tunnel(INNER["gateway"][0], *pids)
+
+    def _check(self, session: dict[str, Any]) -> None:
+        """That it runs as it is called: another suite or transport would be a false figure."""
+        transport, suite = session["binding"]["transport"], session["suite"]
+        if (transport, suite) != (self._transport, self._suite.name):
+            raise RuntimeError(f"{self.name} runs over {transport} with {suite}")
 
 
 def variants() -> list[Peer]:

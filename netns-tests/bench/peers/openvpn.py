@@ -12,13 +12,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.link import GATEWAY, Link
-from bench.peers.base import Peer, Tunnel, folder, output, running
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-INNER_GATEWAY = "10.88.0.1"
+from bench.link import GATEWAY, Link
+from bench.peers.base import Peer, Tunnel, folder, output, running
+
+NETWORK, INNER_GATEWAY = "10.88.0.0 255.255.255.0", "10.88.0.1"
 PORT = 1194
 COMMON = (
     "dev tun\nproto udp4\ndisable-dco\ndata-ciphers AES-256-GCM\nkeepalive 10 60\n"
@@ -35,7 +36,7 @@ class OpenVpn(Peer):
         self._binary = shutil.which("openvpn") or shutil.which("openvpn", path="/usr/sbin") or ""
         self.label = "OpenVPN"
         if self._binary:
-            self.label = f"OpenVPN {self.version()}, AES-256-GCM"
+            self.label = f"OpenVPN {self.version()}"
 
     def version(self) -> str:
         found = re.search(r"OpenVPN ([0-9.]+)", output(self._binary, "--version"))
@@ -49,7 +50,7 @@ class OpenVpn(Peer):
         with folder() as room, contextlib.ExitStack() as stack:
             prints = {end: _certificate(room, end) for end in ("gateway", "client")}
             roles = {
-                "gateway": f"server 10.88.0.0 255.255.255.0\ntopology subnet\ndh none\nport {PORT}\n",
+                "gateway": f"server {NETWORK}\ntopology subnet\ndh none\nport {PORT}\n",
                 "client": f"client\nremote {GATEWAY} {PORT}\nnobind\n",
             }
             pids = {}

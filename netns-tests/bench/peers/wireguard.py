@@ -11,9 +11,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from lab.namespace import Namespace
+
 from bench.link import GATEWAY, Link
 from bench.peers.base import Peer, Tunnel, folder, output, running
-from lab.namespace import Namespace
 
 INNER = {"gateway": "10.66.0.1", "client": "10.66.0.2"}
 PORT = 51820
@@ -55,7 +56,8 @@ class WireguardGo(Peer):
                 config = room / f"{end}.conf"
                 config.write_text(
                     f"[Interface]\nPrivateKey = {keys[end]}\nListenPort = {PORT}\n"
-                    f"[Peer]\nPublicKey = {public[other]}\nAllowedIPs = {INNER[other]}/32\n{endpoint}"
+                    f"[Peer]\nPublicKey = {public[other]}\n"
+                    f"AllowedIPs = {INNER[other]}/32\n{endpoint}"
                 )
                 log = room / f"{end}.log"
                 pids[end] = stack.enter_context(self._end(host, end, config, log))
