@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from bench.results import Results, numbers
 from bench.search import LOSS_MAX, PRECISION, Trial, search
 from hypothesis import given
 from hypothesis import strategies as st
+from lab.stage import until
 
 BENCHMARK = Path(benchmark.__file__)
 METRIC = {metric.key: metric for metric in METRICS}
@@ -292,14 +292,13 @@ def test_a_quick_run_measures_everything_and_leaves_nothing(tmp_path: Path) -> N
 @pytest.mark.skipif(shutil.which("iperf3") is None, reason="needs iperf3")
 def test_an_interrupted_run_leaves_nothing() -> None:
     with start("--quick", "--only", "jvpn-udp-chacha") as run:
-        deadline = time.monotonic() + 60
-        while "iperf3" not in (inside := running_in(left_by(run.pid))).values():
-            assert time.monotonic() < deadline, inside
-            assert run.poll() is None
-            time.sleep(0.05)
+        until(lambda: "iperf3" in running_in(left_by(run.pid)).values(), "iperf3 runs", 60)
+        inside = running_in(left_by(run.pid))
         run.send_signal(signal.SIGINT)
         out, _ = run.communicate(timeout=60)
     assert run.returncode == 130, out
     assert not left_by(run.pid)
-    assert len(inside) > 6  # two daemons with two workers each, and iperf3
-    assert not [pid for pid in inside if Path(f"/proc/{pid}").exists()]
+    assert len(inside) >= 6  # two daemons with two workers each
+    until(
+        lambda: not [pid for pid in inside if Path(f"/proc/{pid}").exists()], f"{inside} are gone"
+    )
