@@ -35,7 +35,6 @@ from jvpnd.dataplane.span import (
     Assembly,
     SpanBuffers,
     is_part,
-    whole_span,
 )
 
 OVERHEAD: Final = HEADER_LEN + TAG_LEN
@@ -225,7 +224,7 @@ class Opener:
         if known is None or not is_part(first_half, body_len) or counter >= MAX_COUNTER:
             drops[Drop.MALFORMED] += 1
             return 0, end
-        whole = whole_span(batch, at, stride)
+        whole = self._assembly.whole(batch, at, stride)
         if whole is not None and self._decrypts_span(first_half, counter, whole[0], out, at_out):
             body, end = whole
         else:  # parts are missing, out of order or forged

@@ -81,36 +81,48 @@ class SpanBuffers:
             self._views.append(self.body[body : body + piece])
 
 
-def whole_span(batch: memoryview, at: int, stride: int) -> tuple[bytes, int] | None:
-    """The joined bodies of all parts of the record at `at`, and where it ends.
-
-    None if the batch does not seem to hold it all, in order. Only the first and the last header
-    are looked at: the tag is the judge of what lies between.
-    """
-    first_half, counter = HALVES.unpack_from(batch, at)
-    more = first_half >> _PARTS_AT & 0xFF
-    last = at + more * stride
-    if first_half & 0xFF0000 or last + HEADER_LEN > len(batch):
-        return None
-    if HALVES.unpack_from(batch, last) != (first_half | more << 16, counter):
-        return None
-    end = min(last + stride, len(batch))
-    bodies = [
-        batch[head + HEADER_LEN : head + stride] for head in range(at, last, stride)
-    ]
-    bodies.append(batch[last + HEADER_LEN : end])
-    return b"".join(bodies), end
-
-
 class Assembly:
-    """Parts of records of which others have yet to come, of all sessions of a worker.
+    """Puts records together from their parts, for all sessions of a worker.
 
-    Bounded in number: the oldest gives way, and is counted.
+    Records of which parts have yet to come are bounded in number: the oldest gives way, and is
+    counted.
     """
 
     def __init__(self) -> None:
         self._records: OrderedDict[tuple[int, int], dict[int, bytes]] = OrderedDict()
         self._of_index: dict[int, int] = {}
+        self._batch: tuple[object, int, int] | None = None  # whose bodies `_bodies` are views of
+        self._bodies: list[memoryview] = []
+
+    def whole(self, batch: memoryview, at: int, stride: int) -> tuple[bytes, int] | None:
+        """The joined bodies of all parts of the record at `at`, and where it ends.
+
+        None if the batch does not seem to hold it all, in order. Only the first and the last
+        header are looked at: the tag is the judge of what lies between.
+        """
+        first_half, counter = HALVES.unpack_from(batch, at)
+        more = first_half >> _PARTS_AT & 0xFF
+        last = at + more * stride
+        if first_half & 0xFF0000 or last + HEADER_LEN > len(batch):
+            return None
+        if HALVES.unpack_from(batch, last) != (first_half | more << 16, counter):
+            return None
+        end = min(last + stride, len(batch))
+        bodies = self._views(batch, at, stride)[:more]
+        bodies.append(batch[last + HEADER_LEN : end])
+        return b"".join(bodies), end
+
+    def _views(self, batch: memoryview, at: int, stride: int) -> list[memoryview]:
+        """Views of the bodies from `at` on. A worker receives into the same memory every time,
+        mostly datagrams of one size: they are made once."""
+        wanted = batch.obj, at, stride
+        if wanted != self._batch:
+            self._batch = wanted
+            memory = memoryview(batch.obj)
+            last = min(len(memory), at + MAX_PARTS * stride)
+            heads = range(at, last, stride)
+            self._bodies = [memory[head + HEADER_LEN : head + stride] for head in heads]
+        return self._bodies
 
     @property
     def unfinished(self) -> int:
