@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+import struct
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -90,6 +91,9 @@ def received(frames: Sequence[bytes], offloads: Offloads) -> list[bytes]:
     """The packets that the receiving kernel makes of the frames written to it."""
     for frame in frames:
         kind = frame[1] & ~kernel.ECN
+        if kind in (kernel.TCPV4, kernel.TCPV6):
+            (start,) = struct.unpack_from("=H", frame, 6)
+            assert bool(frame[1] & kernel.ECN) == bool(frame[10 + start + 13] & kernel.CWR)
         assert kind in (0, kernel.UDP_L4) if not offloads.tso else True
         assert kind != kernel.UDP_L4 if not offloads.uso else True
         assert not any(frame[:10]) if not offloads.vnet else True
@@ -274,6 +278,18 @@ def test_what_is_not_lost_arrives_in_order(frames: list[bytes], network: Network
     carry(frames, network, one_client())
 
 
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("protocol", [kernel.TCP, kernel.UDP])
+def test_what_follows_a_super_packet_cut_off_stays_behind_it(version: int, protocol: int) -> None:
+    path = stack.Path(stack.SOURCES[version], stack.destination(version, 0))
+    header = stack.tcp_header() if protocol == kernel.TCP else stack.udp_header(3000)
+    large = stack.super_frame(path, protocol, header, bytes(3000), 1000)
+    small = stack.ip_packet(path, kernel.UDP, stack.udp_header(1) + b"x")
+    frames = [large, stack.plain_frame(small, partial=True), large]
+    for lost in range(7):
+        carry(frames, Network(lost=(lost,)), one_client())
+
+
 @given(_frames, hostile)
 @settings(max_examples=80, deadline=None)
 def test_lost_moved_and_doubled_datagrams_leave_exactly_the_others(
@@ -315,6 +331,27 @@ def test_records_that_span_datagrams_may_come_in_any_order(
     frames: list[bytes], network: Network
 ) -> None:
     carry(frames, network, one_client(mtu=1400, clean=True))
+
+
+def test_records_of_any_length_span_whole_datagrams() -> None:
+    """Also where the last part would be shorter than any packet may be."""
+    path = stack.Path(stack.SOURCES[4], stack.destination(4, 0))
+    lengths = [length for number in (2, 20) for length in range(1421 * number - 80, 1421 * number)]
+    frames = [
+        stack.super_frame(path, kernel.TCP, stack.tcp_header(), bytes(length), 1360)
+        for length in [2000, *lengths]
+    ]
+    spans = 0
+    for at in range(0, len(frames), 4):
+        some, ways = frames[at : at + 4], one_client(mtu=1400, clean=True)
+        datagrams, expected = sent(some, ways)
+        with receiver(*ways.sessions) as to:
+            assert received(to.take([datagrams]), FULL) == expected
+        with receiver(*ways.sessions) as to:
+            got = received(to.take([datagrams[::-1]]), FULL)
+            assert Counter(got) == Counter(expected)
+        spans += sum(parts > 0 for _, _, _, parts in (d[:4] for d in datagrams))
+    assert spans > 1000
 
 
 @given(_frames)
