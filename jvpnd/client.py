@@ -37,6 +37,7 @@ from jvpnd.net.tun import Tun
 from jvpnd.observe.log import EventLog
 from jvpnd.rates import RateMeter
 from jvpnd.shell import CoreDriver, Serializer
+from jvpnd.transport.backlog import Backlog, limit_unsent, send_ahead
 from jvpnd.transport.udp import PathError, open_path_socket
 
 _log = logging.getLogger("jvpnd")
@@ -104,6 +105,7 @@ class ClientShell:
         )
         self.plane: DataPlane
         self.rates = RateMeter()
+        self._backlog = Backlog()
         self._watcher = LinkWatcher(config.uplinks, {tun.name}, self._uplinks_changed)
         self._uplinks: dict[str, Uplink] = {}
         self._endpoints: list[Endpoint] = []
@@ -267,7 +269,7 @@ class ClientShell:
         if path is None:
             return
         try:
-            path.sock.send(effect.data)
+            send_ahead(path.sock, effect.data)
         except OSError as error:
             if error.errno not in _BUSY:
                 self._failed(path.info.id, error.errno or errno.EIO)
@@ -299,6 +301,9 @@ class ClientShell:
     def _sample(self, now: float) -> None:
         counters = self.plane.slot_counters(SLOT)
         self.rates.sample(now, counters.tx_bytes, counters.rx_bytes)
+        if self._backlog.sample(now, counters.tx_bytes):
+            for path in self._open.values():
+                limit_unsent(path.sock, self._backlog.limit)
         self.agent.traffic(
             now,
             Traffic(

@@ -34,6 +34,7 @@ from jvpnd.observe.log import EventLog
 from jvpnd.rates import RateMeter
 from jvpnd.shell import CoreDriver
 from jvpnd.store.table import SessionTable
+from jvpnd.transport.backlog import Backlog, limit_unsent, send_ahead
 from jvpnd.transport.udp import ListenError, open_listen_socket
 
 _log = logging.getLogger("jvpnd")
@@ -81,6 +82,7 @@ class GatewayShell:
         )
         self.plane: DataPlane
         self.rates = RateMeter()
+        self._backlog = Backlog()
         self.slots: dict[bytes, int] = {}
         self._free = list(range(SLOTS - 1, -1, -1))
         self._inner: dict[bytes, tuple[str, ...]] = {}
@@ -144,7 +146,7 @@ class GatewayShell:
         assert isinstance(effect.to, Origin)
         sock = self._sockets[effect.to.socket_id]
         try:
-            sock.sendto(effect.data, effect.to.remote)
+            send_ahead(sock, effect.data, effect.to.remote)
         except OSError as error:
             if error.errno != errno.EAGAIN:
                 _log.debug("cannot send to %s: %s", effect.to, error)
@@ -198,6 +200,9 @@ class GatewayShell:
             self.core.data_heard(now, session_id, counters.last_rx_ms, counters.last_rx_index)
             tx_bytes, rx_bytes = tx_bytes + counters.tx_bytes, rx_bytes + counters.rx_bytes
         self.rates.sample(now, tx_bytes, rx_bytes)
+        if self._backlog.sample(now, tx_bytes):
+            for sock in self._sockets.values():
+                limit_unsent(sock, self._backlog.limit)
 
 
 def _open_listen(number: int, endpoint: Endpoint) -> socket.socket:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import os
@@ -20,12 +21,13 @@ from namespaced import in_namespace, new_namespace, private_mounts, run
 from jvpnd.net.errors import MissingFeature
 from jvpnd.net.links import LinkWatcher, Uplink
 from jvpnd.net.tun import add_queue, open_tun
+from jvpnd.transport.backlog import MIN_BYTES, limit_unsent, send_ahead
 from jvpnd.transport.udp import ListenError, PathError, open_listen_socket, open_path_socket
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 TUNGETIFF, TUNSETOFFLOAD, IFF_VNET_HDR = 0x800454D2, 0x400454D0, 0x4000
-BUFFERS = 2 * 4 * 2**20  # the kernel doubles what it is asked for
+RECEIVE_BUFFER = 2 * 4 * 2**20  # the kernel doubles what it is asked for
 
 
 # TUN
@@ -204,11 +206,40 @@ def test_a_path_socket_is_tied_to_its_uplink_source_and_mark() -> None:
             device = sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16)
             assert device.rstrip(b"\0") == b"upa"
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) == 0x6A760001
-            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == BUFFERS
-            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == BUFFERS
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == RECEIVE_BUFFER
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == MIN_BYTES
             assert sock.getsockname()[0] == source
             assert sock.getpeername()[:2] == (remote, 7700)
             assert sock.gettimeout() == 0.0
+
+
+def _send_until_refused(sock: socket.socket) -> None:
+    for _ in range(1000):
+        send_ahead(sock, bytes(1400))
+
+
+@in_namespace
+def test_controls_packets_get_past_a_full_socket() -> None:
+    two_uplinks()
+    run("tc qdisc add dev upa root tbf rate 8kbit burst 2k limit 100m")
+    run("ip neigh add 192.0.1.9 lladdr 02:00:00:00:00:09 dev upa")
+    with open_path_socket("upa", "192.0.1.5", ("192.0.1.9", 7700), 1) as sock:
+        for limit in (MIN_BYTES, 4 * MIN_BYTES):
+            limit_unsent(sock, limit)
+            queued = 0
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    queued += sock.send(bytes(1400))
+            assert queued < limit
+            for _ in range(20):
+                send_ahead(sock, b"\x07probe")
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == limit
+            with pytest.raises(BlockingIOError):
+                sock.send(bytes(1400))
+            # Twice over is full for control too
+            with pytest.raises(BlockingIOError):
+                _send_until_refused(sock)
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == limit
 
 
 @in_namespace

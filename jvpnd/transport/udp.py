@@ -1,7 +1,8 @@
 """UDP sockets of the tunnel: one a path on the client, one a listen address on the gateway.
 
 Both are left to the kernel's default don't-fragment policy (path MTU discovery where the route
-asks for it). All descriptors are non-blocking. The data plane switches UDP_GRO on.
+asks for it). All descriptors are non-blocking. The data plane switches UDP_GRO on; backlog.py says
+how much may wait unsent.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import ipaddress
 import os
 import socket
 
-BUFFER_BYTES = 4 * 2**20
+from jvpnd.transport.backlog import MIN_BYTES, limit_unsent
 
-_SO_SNDBUFFORCE = 32  # asm-generic/socket.h; these ignore the sysctl maximum
-_SO_RCVBUFFORCE = 33
+RECEIVE_BYTES = 4 * 2**20  # a few ms of a fast line, while the worker is not scheduled
+
+_SO_RCVBUFFORCE = 33  # asm-generic/socket.h; ignores the sysctl maximum
 
 
 class SocketError(OSError):
@@ -93,14 +95,13 @@ def _family(address: str) -> socket.AddressFamily:
 
 
 def _tune(sock: socket.socket) -> None:
-    """Non-blocking, large buffers as far as privilege allows."""
+    """Non-blocking, little to wait unsent, much to wait unread as far as privilege allows."""
     sock.setblocking(False)
-    buffers = (_SO_RCVBUFFORCE, socket.SO_RCVBUF), (_SO_SNDBUFFORCE, socket.SO_SNDBUF)
-    for force, plain in buffers:
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, force, BUFFER_BYTES)
-        except PermissionError:  # no CAP_NET_ADMIN: as much as the sysctl allows
-            sock.setsockopt(socket.SOL_SOCKET, plain, BUFFER_BYTES)
+    limit_unsent(sock, MIN_BYTES)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BYTES)
+    except PermissionError:  # no CAP_NET_ADMIN: as much as the sysctl allows
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
 
 
 def _text(host: str, port: int) -> str:
