@@ -15,7 +15,7 @@ COLUMNS = {
     "udp64": "UDP, 64 bytes",
     "load_median": "RTT under load",
 }
-LABELS, COLUMN, BAR, VALUE = 236, 184, 118, 6  # widths in pixels; VALUE: from a bar to its figure
+LABELS, COLUMN, BAR, VALUE = 252, 184, 118, 6  # widths in pixels; VALUE: from a bar to its figure
 ROW, THICK, TOP, MARGIN, FOOT = 30, 14, 84, 20, 44
 FONT = "ui-sans-serif, system-ui, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
 STYLE = f"""

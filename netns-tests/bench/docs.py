@@ -17,7 +17,8 @@ def section(results: Results) -> str:
         "",
         f"Made by `{results.command}` at {about['date']}, commit {about['commit'] or 'unknown'}: "
         f"{about['cpu']}, {about['cores']} cores, Linux {about['kernel']}, {about['system']}, "
-        f"Python {about['python']}, {about['link']}, {about['tcp_congestion_control']}. "
+        f"Python {about['python']}, {about['link']}, {about['tcp_congestion_control']}, "
+        f"load average {about['load_average']} when it began. "
         "Median (least-most) of the rounds; every value is in [throughput.json](throughput.json).",
         "",
         table.medians(results),

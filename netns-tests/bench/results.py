@@ -92,7 +92,7 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on besides the contenders."""
+    """What the figures depend on besides the contenders, as it is now."""
     models = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -101,6 +101,7 @@ def machine() -> dict[str, Any]:
         "kernel": platform.release(),
         "system": platform.freedesktop_os_release().get("PRETTY_NAME", "Linux"),
         "python": platform.python_version(),
+        "load_average": round(os.getloadavg()[0], 2),
         "commit": _commit(),
         "link": f"veth, MTU {MTU}, offloads as the kernel sets them",
         "tcp_congestion_control": CONGESTION_CONTROL,
