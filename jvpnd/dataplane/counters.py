@@ -30,12 +30,12 @@ RX_PACKETS: Final = 3
 RX_BYTES: Final = 4
 LAST_RX_MS: Final = 5
 LAST_RX_INDEX: Final = 6
-RX_RECORDS: Final = 7  # good records under the newest index, and those missing below the highest
-RX_MISSING: Final = 8
-PEER_RECORDS: Final = 9  # the same two as the peer last told them, and when
-PEER_MISSING: Final = 10
-PEER_TOLD_MS: Final = 11
-TX_SPANS: Final = 12  # records that spanned several datagrams
+TX_SPANS: Final = 7
+RX_RECORDS: Final = 8  # good records under the newest index, and those missing below the highest
+RX_MISSING: Final = 9
+PEER_RECORDS: Final = 10  # the same two as the peer last told them, and when
+PEER_MISSING: Final = 11
+PEER_TOLD_MS: Final = 12
 
 
 class Drop(IntEnum):
@@ -63,7 +63,8 @@ class Drop(IntEnum):
 @dataclass(frozen=True, slots=True)
 class SlotCounters:
     """What passed through one slot. Packets and bytes are inner ones, after cutting; times are
-    CLOCK_MONOTONIC in ms, 0 for never; last_rx_index is the receiver index last heard under."""
+    CLOCK_MONOTONIC in ms, 0 for never; last_rx_index is the receiver index last heard under.
+    tx_spans: records that spanned several datagrams."""
 
     tx_packets: int
     tx_bytes: int
@@ -72,6 +73,7 @@ class SlotCounters:
     rx_bytes: int
     last_rx_ms: int
     last_rx_index: int
+    tx_spans: int
 
 
 def monotonic_ms() -> int:
@@ -104,7 +106,7 @@ class Counters:
     def slot(self, slot: int) -> SlotCounters:
         """The counters of a slot, 0 .. SLOTS - 1."""
         at = slot_base(slot)
-        return SlotCounters(*self.words[at : at + 7])
+        return SlotCounters(*self.words[at : at + 8])
 
     def drops(self) -> dict[str, int]:
         """Packets dropped since the start by cause, both workers together; causes seen only."""
