@@ -2,8 +2,8 @@
 offload. A model written from the rules, knowing nothing of the project, to judge it by.
 
 The rules: virtio 1.2 section 5.1.6 (the header), RFC 791, 8200, 768, 9293, and what segmentation
-offload promises (Documentation/networking/segmentation-offloads.rst). test_offload.py beside this
-file holds the model against the running kernel.
+offload promises (Documentation/networking/segmentation-offloads.rst). test_kernelmodel.py holds the
+model against the running kernel.
 """
 
 from __future__ import annotations

@@ -333,6 +333,19 @@ def test_records_that_span_datagrams_may_come_in_any_order(
     carry(frames, network, one_client(mtu=1400, clean=True))
 
 
+def test_super_packets_that_cannot_be_cut_are_counted() -> None:
+    """Behind a routing header the checksum is over another destination; long chains end the walk."""
+    routing = ((kernel.ROUTING, bytes([4, 0, 0, 0, 0, 0]) + bytes(16)),)
+    chain = ((kernel.DESTINATION, b"\x01\x04" + bytes(4)),) * 9
+    ways = one_client()
+    for extensions in (routing, chain):
+        path = stack.Path(stack.SOURCES[6], stack.destination(6, 0), extensions=extensions)
+        frame = stack.super_frame(path, kernel.TCP, stack.tcp_header(), bytes(6000), 1300)
+        with sender(*ways.sessions) as out:
+            assert out.send([frame]) == []
+            assert out.drops() == {"unsupported": 1}
+
+
 def test_records_of_any_length_span_whole_datagrams() -> None:
     """Also where the last part would be shorter than any packet may be."""
     path = stack.Path(stack.SOURCES[4], stack.destination(4, 0))
