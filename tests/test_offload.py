@@ -334,7 +334,7 @@ def test_records_that_span_datagrams_may_come_in_any_order(
 
 
 def test_super_packets_that_cannot_be_cut_are_counted() -> None:
-    """Behind a routing header the checksum is over another destination; long chains end the walk."""
+    """Behind a routing header the checksum has another destination; long chains end the walk."""
     routing = ((kernel.ROUTING, bytes([4, 0, 0, 0, 0, 0]) + bytes(16)),)
     chain = ((kernel.DESTINATION, b"\x01\x04" + bytes(4)),) * 9
     ways = one_client()
