@@ -118,8 +118,8 @@ def benchmark(arguments: list[str]) -> int:
     for name, why in missing.items():
         print(f"skipped: {name}: {why}", flush=True)
     run(present, effort(wanted), results, lambda line: print(line, flush=True))
-    print(f"\n{table.medians(results)}\n\n{table.ratios(results)}")
     write(results, wanted)
+    print(f"\n{table.medians(results)}\n\n{table.ratios(results)}")
     for name, problems in results.failures.items():
         print(f"FAILED: {name}: {problems[0]}", file=sys.stderr)
     return 1 if results.failures else 0
