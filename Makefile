@@ -3,6 +3,7 @@
 #   make test   unit, simulation and netns tests   sudo make demo   see it work, under a minute
 #   make measure   how long traffic stops; ARGS="--soak 60" looks for false switches instead
 #   make bench   how fast, beside other VPNs; ARGS="--quick" for a first look, WIREGUARD_GO=a newer one
+#   make lossy   what records over many datagrams are worth, and cost where datagrams are lost
 
 PYTHON := $(firstword $(wildcard /usr/bin/python3) python3)
 VENV := .venv
@@ -14,7 +15,7 @@ PACKAGES := python3 python3-venv python3-dev gcc libc6-dev iproute2 iputils-ping
 BENCH_PACKAGES := wireguard-go wireguard-tools openvpn
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: packages bench-packages root venv lint unit netns test demo measure bench clean
+.PHONY: packages bench-packages root venv lint unit netns test demo measure bench lossy clean
 
 define install
 	@missing=""; for p in $(1); do \
@@ -71,6 +72,9 @@ measure: venv root
 
 bench: venv bench-packages root
 	$(AS_ROOT) $(if $(WIREGUARD_GO),WIREGUARD_GO=$(WIREGUARD_GO)) $(BIN)/python netns-tests/benchmark.py $(ARGS)
+
+lossy: venv root
+	$(AS_ROOT) $(BIN)/python netns-tests/lossy.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

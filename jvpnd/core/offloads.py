@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-FEATURES: Final = ("vnet", "tso", "uso", "udp_gso", "udp_gro", "aes")
+FEATURES: Final = ("vnet", "tso", "uso", "udp_gso", "udp_gro", "spans", "aes")
 """Everything that `[debug] disable` can switch off; the data plane works without any of it."""
 
 MISSING: Final = "missing in the kernel"
@@ -20,7 +20,8 @@ class Offloads:
 
     vnet: frames on the TUN carry a 10-byte virtio_net_hdr and may have partial checksums
     (TUN_F_CSUM). tso: TCP super-packets both ways (TUN_F_TSO4|TSO6). uso: UDP super-packets both
-    ways (TUN_F_USO4|USO6). udp_gso, udp_gro: UDP_SEGMENT and UDP_GRO on transport sockets.
+    ways (TUN_F_USO4|USO6). udp_gso, udp_gro: UDP_SEGMENT and UDP_GRO on transport sockets. spans:
+    records may span datagrams that go out in one send, so not without udp_gso.
     """
 
     vnet: bool
@@ -28,11 +29,13 @@ class Offloads:
     uso: bool
     udp_gso: bool
     udp_gro: bool
+    spans: bool = True
 
 
 def with_implied(disabled: Collection[str]) -> frozenset[str]:
-    """What goes with the features that are switched off: no super-packet without its header."""
-    return frozenset(disabled) | ({"tso", "uso"} if "vnet" in disabled else set())
+    """Those that are switched off, and those that need one of them."""
+    implied = {"vnet": {"tso", "uso"}, "udp_gso": {"spans"}}
+    return frozenset(disabled).union(*(implied.get(name, ()) for name in disabled))
 
 
 def why_off(features: Mapping[str, bool], disabled: Collection[str]) -> dict[str, str]:

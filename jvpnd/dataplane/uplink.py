@@ -463,7 +463,7 @@ class Uplink:
         told_ms = words[at + PEER_TOLD_MS]
         if now_ms - told_ms > SILENT_AFTER_MS:
             binding.clean.silent()
-        elif told_ms != binding.told_ms:
+        elif told_ms != binding.told_ms and self._offloads.spans:
             binding.told_ms = told_ms
             binding.clean.told(words[at + PEER_RECORDS], words[at + PEER_MISSING])
         frame = memoryview(bytearray(FRAME_LEN + REPORT.size))

@@ -66,12 +66,14 @@ def open_tun(
     os.set_blocking(fd, False)
     tso, uso = _enable_offloads(fd, disabled) if vnet else (False, False)
     udp_gso, udp_gro = _probe_udp()
+    udp_gso = udp_gso and "udp_gso" not in disabled
     offloads = Offloads(
         vnet=vnet,
         tso=tso,
         uso=uso,
-        udp_gso=udp_gso and "udp_gso" not in disabled,
+        udp_gso=udp_gso,
         udp_gro=udp_gro and "udp_gro" not in disabled,
+        spans=udp_gso and "spans" not in disabled,
     )
     return Tun(fd, name, socket.if_nametoindex(name), offloads)
 
