@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import cast
@@ -37,8 +38,9 @@ from jvpnd.net.tun import Tun
 from jvpnd.observe.log import EventLog
 from jvpnd.rates import RateMeter
 from jvpnd.shell import CoreDriver, Serializer
-from jvpnd.transport.backlog import Backlog, limit_unsent, send_ahead
-from jvpnd.transport.udp import PathError, open_path_socket
+from jvpnd.transport.backlog import Backlog
+from jvpnd.transport.group import SocketGroup
+from jvpnd.transport.udp import PathError, open_path
 
 _log = logging.getLogger("jvpnd")
 
@@ -55,7 +57,7 @@ _BUSY = {errno.EAGAIN, errno.ENOBUFS, errno.EMSGSIZE}
 class _OpenPath:
     info: PathInfo
     socket_id: int
-    sock: socket.socket
+    sockets: SocketGroup
     source: str
 
 
@@ -63,12 +65,20 @@ class ClientShell:
     """Runs one ClientAgent; implements the data plane's observer."""
 
     def __init__(
-        self, config: Config, tun: Tun, network: HostNetwork, events: EventLog, runtime: FilePath
+        self,
+        config: Config,
+        tun: Tun,
+        queues: Sequence[int],
+        network: HostNetwork,
+        events: EventLog,
+        runtime: FilePath,
     ) -> None:
+        """`queues`: the descriptors of the TUN, one a lane."""
         assert config.gateway is not None
         self.config = config
         self._gateway = config.gateway
         self._tun = tun
+        self._queues = queues
         self._network = network
         self._timestamp_file = runtime / "handshake.json"
         now = now_ms()
@@ -119,7 +129,7 @@ class ClientShell:
     async def start(self) -> None:
         """Bring up the data plane, then watch the uplinks; the session follows by itself."""
         mtu = self.config.interface.mtu
-        self.plane = await DataPlane.start(self._tun.fd, self._tun.offloads, mtu, self)
+        self.plane = await DataPlane.start(self._queues, self._tun.offloads, mtu, self)
         self.plane.pause(True)
         self.plane.set_routes(SLOT, ANYWHERE)
         await self._network.configure((), self.config.interface.mtu)
@@ -142,7 +152,7 @@ class ClientShell:
         if hasattr(self, "plane"):  # the start may have failed before it
             await self.plane.close()
         for path in self._open.values():
-            path.sock.close()
+            path.sockets.close()
 
     # --- paths ---
 
@@ -203,7 +213,9 @@ class ClientShell:
     def _open_path(self, info: PathInfo, source: str, endpoint: Endpoint) -> None:
         remote = (endpoint.address, endpoint.port)
         try:
-            sock = open_path_socket(info.uplink, source, remote, self._network.fwmark)
+            sockets = open_path(
+                info.uplink, source, remote, self._network.fwmark, len(self._queues)
+            )
         except PathError as error:
             _log.info("%s", error)
             if self._retry is None:
@@ -211,9 +223,9 @@ class ClientShell:
                 self._retry = loop.call_later(SOCKET_RETRY_S, self._retry_paths)
             return
         socket_id, self._next_socket = self._next_socket, self._next_socket + 1
-        self._open[info.id] = _OpenPath(info, socket_id, sock, source)
+        self._open[info.id] = _OpenPath(info, socket_id, sockets, source)
         self._by_socket[socket_id] = info.id
-        self.plane.add_socket(socket_id, sock.fileno())
+        self.plane.add_socket(socket_id, sockets.descriptors(), sockets.peer)
         self.agent.path_added(now_ms(), info)
 
     def _retry_paths(self) -> None:
@@ -225,7 +237,7 @@ class ClientShell:
         del self._by_socket[path.socket_id]
         self.agent.path_removed(now_ms(), path_id, why)
         self.plane.remove_socket(path.socket_id)
-        path.sock.close()
+        path.sockets.close()
 
     # --- the data plane's observer ---
 
@@ -269,7 +281,7 @@ class ClientShell:
         if path is None:
             return
         try:
-            send_ahead(path.sock, effect.data)
+            path.sockets.send(effect.data)
         except OSError as error:
             if error.errno not in _BUSY:
                 self._failed(path.info.id, error.errno or errno.EIO)
@@ -277,8 +289,9 @@ class ClientShell:
     def _bind_send(self, effect: BindSend) -> None:
         path = self._open.get(str(effect.to))
         if path is not None:
+            peer = path.sockets.peer
             self.plane.bind_send(
-                SLOT, effect.index, effect.suite, effect.key, path.socket_id, None
+                SLOT, effect.index, effect.suite, effect.key, path.socket_id, peer
             )
 
     def _bind_receive(self, effect: BindReceive) -> None:
@@ -303,7 +316,7 @@ class ClientShell:
         self.rates.sample(now, counters.tx_bytes, counters.rx_bytes)
         if self._backlog.sample(now, counters.tx_bytes):
             for path in self._open.values():
-                limit_unsent(path.sock, self._backlog.limit)
+                path.sockets.limit_unsent(self._backlog.limit)
         self.agent.traffic(
             now,
             Traffic(

@@ -15,6 +15,8 @@ from jvpnd.configfile import ConfigError, Table, read
 from jvpnd.core.messages import MAX_ADDRESSES
 from jvpnd.core.offloads import FEATURES, with_implied
 from jvpnd.core.policy import Policy, PolicyError, shown
+from jvpnd.core.wire import MAX_LANES
+from jvpnd.host import default_lanes
 from jvpnd.keyfile import key_file, peer_key, preshared_key
 
 __all__ = [
@@ -104,7 +106,8 @@ class Client:
 class Config:
     """A whole, valid configuration. `uplinks` None: every interface with a default route.
 
-    `disabled`: features of core/offloads.py that are to be treated as missing.
+    `disabled`: features of core/offloads.py that are to be treated as missing. `lanes`: pairs of
+    data plane workers.
     """
 
     role: str
@@ -118,11 +121,12 @@ class Config:
     listen: tuple[Endpoint, ...] = ()
     clients: tuple[Client, ...] = ()
     disabled: frozenset[str] = frozenset()
+    lanes: int = 1
 
 
 def load(file: Path) -> Config:
     """Read and check `file` and the key files it names. Raises ConfigError for the first fault."""
-    common = ("role", "node", "interface", "identity", "policy", "debug")
+    common = ("role", "node", "lanes", "interface", "identity", "policy", "debug")
     top = read(file, (*common, *_ROLE_KEYS["client"], *_ROLE_KEYS["gateway"]))
     role = top.choice("role", ROLES)
     other = "gateway" if role == "client" else "client"
@@ -131,7 +135,11 @@ def load(file: Path) -> Config:
             allowed = ", ".join((*common, *_ROLE_KEYS[role]))
             raise top.error(key, f"is for role = '{other}', and this is a {role}", allowed)
     config = _client(top) if role == "client" else _gateway(top)
-    return replace(config, disabled=_disabled(top.table("debug", ("disable",))))
+    return replace(
+        config,
+        disabled=_disabled(top.table("debug", ("disable",))),
+        lanes=top.number("lanes", 1, MAX_LANES, default_lanes()),
+    )
 
 
 # --- roles ---

@@ -20,7 +20,7 @@ from jvpnd.gateway import GatewayShell
 from jvpnd.host import notify, wall_ms
 from jvpnd.net.errors import MissingFeature
 from jvpnd.net.routes import HostNetwork
-from jvpnd.net.tun import open_tun
+from jvpnd.net.tun import add_queue, open_tun
 from jvpnd.observe.log import EventLog
 from jvpnd.store.table import MemoryTable
 from jvpnd.transport.udp import ListenError
@@ -84,17 +84,20 @@ async def _serve(config: Config, runtime: Path) -> None:
         with _usable(runtime):
             await server.start()
         stack.push_async_callback(server.close)
-        tun = open_tun(config.interface.name, disabled=config.disabled)
-        stack.callback(os.close, tun.fd)
+        name, several = config.interface.name, config.lanes > 1
+        tun = open_tun(name, multi_queue=several, disabled=config.disabled)
+        queues = [tun.fd, *(add_queue(tun) for _ in range(1, config.lanes))]
+        for fd in queues:
+            stack.callback(os.close, fd)
         network = HostNetwork(tun.name, runtime)
         await network.clean_stale()
         stack.push_async_callback(network.remove)
         shell: ClientShell | GatewayShell
         if config.role == "client":
-            shell = ClientShell(config, tun, network, events, runtime)
+            shell = ClientShell(config, tun, queues, network, events, runtime)
             server.handlers = commands.client_handlers(shell, tun, events)
         else:
-            shell = GatewayShell(config, tun, network, events, MemoryTable())
+            shell = GatewayShell(config, tun, queues, network, events, MemoryTable())
             server.handlers = commands.gateway_handlers(shell, tun, events)
         stack.push_async_callback(shell.stop)
         await shell.start()

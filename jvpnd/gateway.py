@@ -6,7 +6,7 @@ import errno
 import ipaddress
 import logging
 import os
-import socket
+from collections.abc import Sequence
 
 from jvpnd.config import Client, Config, Endpoint
 from jvpnd.core.effects import (
@@ -34,8 +34,9 @@ from jvpnd.observe.log import EventLog
 from jvpnd.rates import RateMeter
 from jvpnd.shell import CoreDriver
 from jvpnd.store.table import SessionTable
-from jvpnd.transport.backlog import Backlog, limit_unsent, send_ahead
-from jvpnd.transport.udp import ListenError, open_listen_socket
+from jvpnd.transport.backlog import Backlog
+from jvpnd.transport.group import SocketGroup
+from jvpnd.transport.udp import ListenError, open_listener
 
 _log = logging.getLogger("jvpnd")
 
@@ -47,12 +48,15 @@ class GatewayShell:
         self,
         config: Config,
         tun: Tun,
+        queues: Sequence[int],
         network: HostNetwork,
         events: EventLog,
         table: SessionTable,
     ) -> None:
+        """`queues`: the descriptors of the TUN, one a lane."""
         self.config = config
         self._tun = tun
+        self._queues = queues
         self._network = network
         self._table = table
         self.core = Gateway(
@@ -87,7 +91,7 @@ class GatewayShell:
         self._free = list(range(SLOTS - 1, -1, -1))
         self._inner: dict[bytes, tuple[str, ...]] = {}
         self._sockets = {
-            number: _open_listen(number, endpoint)
+            number: _open_listen(number, endpoint, len(queues))
             for number, endpoint in enumerate(config.listen, start=1)
         }
         self.listening = {
@@ -103,9 +107,9 @@ class GatewayShell:
         await self._network.route("split", networks)
         self._network.enable_forwarding()
         mtu = self.config.interface.mtu
-        self.plane = await DataPlane.start(self._tun.fd, self._tun.offloads, mtu, self)
-        for number, sock in self._sockets.items():
-            self.plane.add_socket(number, sock.fileno())
+        self.plane = await DataPlane.start(self._queues, self._tun.offloads, mtu, self)
+        for number, sockets in self._sockets.items():
+            self.plane.add_socket(number, sockets.descriptors())
         self.driver.pump()
 
     async def stop(self) -> None:
@@ -113,8 +117,8 @@ class GatewayShell:
         self.driver.stop()
         if hasattr(self, "plane"):  # the start may have failed before it
             await self.plane.close()
-        for sock in self._sockets.values():
-            sock.close()
+        for sockets in self._sockets.values():
+            sockets.close()
 
     # --- the data plane's observer ---
 
@@ -144,9 +148,9 @@ class GatewayShell:
 
     def _send(self, effect: Send) -> None:
         assert isinstance(effect.to, Origin)
-        sock = self._sockets[effect.to.socket_id]
+        sockets = self._sockets[effect.to.socket_id]
         try:
-            send_ahead(sock, effect.data, effect.to.remote)
+            sockets.send(effect.data, effect.to.remote)
         except OSError as error:
             if error.errno != errno.EAGAIN:
                 _log.debug("cannot send to %s: %s", effect.to, error)
@@ -201,14 +205,14 @@ class GatewayShell:
             tx_bytes, rx_bytes = tx_bytes + counters.tx_bytes, rx_bytes + counters.rx_bytes
         self.rates.sample(now, tx_bytes, rx_bytes)
         if self._backlog.sample(now, tx_bytes):
-            for sock in self._sockets.values():
-                limit_unsent(sock, self._backlog.limit)
+            for sockets in self._sockets.values():
+                sockets.limit_unsent(self._backlog.limit)
 
 
-def _open_listen(number: int, endpoint: Endpoint) -> socket.socket:
-    """The socket of one [[listen]]; ListenError names which."""
+def _open_listen(number: int, endpoint: Endpoint, lanes: int) -> SocketGroup:
+    """The sockets of one [[listen]]; ListenError names which."""
     try:
-        return open_listen_socket(endpoint.address, endpoint.port)
+        return open_listener(endpoint.address, endpoint.port, lanes)
     except ListenError as error:
         raise ListenError(error.errno, f"listen[{number}]: {error}") from error
 

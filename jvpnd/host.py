@@ -42,6 +42,12 @@ def has_aes(disabled: Collection[str] = frozenset()) -> bool:
     return "aes" not in disabled and _cpu_has_aes()
 
 
+def default_lanes() -> int:
+    """Lanes for the CPUs that this process may use: a lane is two busy processes, and the kernel
+    and other programs need some too."""
+    return max(1, min(8, len(os.sched_getaffinity(0)) // 4))
+
+
 @cache
 def _cpu_has_aes() -> bool:
     words = Path("/proc/cpuinfo").read_text().split()

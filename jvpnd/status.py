@@ -71,6 +71,18 @@ def _traffic(plane: DataPlane, slots: list[int], control_drops: dict[str, int]) 
     }
 
 
+def _lanes(plane: DataPlane, slots: list[int]) -> list[Json]:
+    """Packets by lane."""
+    rows = [plane.lane_counters(slot) for slot in slots]
+    return [
+        {
+            "tx_packets": sum(row[lane].tx_packets for row in rows),
+            "rx_packets": sum(row[lane].rx_packets for row in rows),
+        }
+        for lane in range(plane.lanes)
+    ]
+
+
 def _rates(meter: RateMeter) -> Json:
     tx, rx = meter.bytes_per_s()
     return {"tx_bytes_per_s": round(tx), "rx_bytes_per_s": round(rx)}
@@ -117,6 +129,7 @@ def client_status(shell: ClientShell, tun: Tun) -> Json:
         "traffic": _traffic(shell.plane, [SLOT], agent.dropped) | _rates(shell.rates),
         "policy_version": agent.policy.version,
         "interface": tun.name,
+        "lanes": _lanes(shell.plane, [SLOT]),
         **_offloads(tun, shell.config),
     }
 
@@ -162,5 +175,6 @@ def gateway_status(shell: GatewayShell, tun: Tun) -> Json:
         | _rates(shell.rates),
         "policy_version": shell.core.policy.version,
         "interface": tun.name,
+        "lanes": _lanes(shell.plane, list(shell.slots.values())),
         **_offloads(tun, shell.config),
     }

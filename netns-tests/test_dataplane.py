@@ -258,7 +258,7 @@ async def test_authentic_data_from_elsewhere_is_delivered_and_reported() -> None
     async with tunnel() as (one, two):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
             other.bind(("127.0.0.3", 0))
-            one.plane.add_socket(2, other.fileno())
+            one.plane.add_socket(2, [other.fileno()])
             key = secrets.token_bytes(32)
             two.plane.bind_receive(0, 55, Suite.AES_256_GCM, key, ANY, 1, one.address)
             await commands_taken(two)
@@ -440,7 +440,7 @@ async def test_end_of_a_relay_is_reported_once() -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, theirs:
             ours.setblocking(False)
-            one.plane.add_socket(2, ours.fileno())
+            one.plane.add_socket(2, [ours.fileno()])
             theirs.send(b"\x01 over a relay")
             await until(lambda: one.observer.packets, "packet from the relay")
             assert one.observer.packets == [(2, ("", 0), b"\x01 over a relay")]
@@ -516,7 +516,7 @@ async def test_commands_wait_for_a_slow_worker_in_order() -> None:
             extra.bind(("127.0.0.1", 0))
             for number in range(2000):
                 two.plane.expect(number)
-            two.plane.add_socket(5, extra.fileno())  # its descriptor waits in the queue too
+            two.plane.add_socket(5, [extra.fileno()])  # its descriptor waits in the queue too
             where = extra.getsockname()
         two.plane.bind_receive(0, 77, Suite.AES_256_GCM, key, ANY, 5, one.address)
         os.kill(pid, signal.SIGCONT)
@@ -560,7 +560,7 @@ async def test_worker_that_cannot_drop_its_privileges_does_not_start() -> None:
     tun_fd = os.open("/dev/null", os.O_RDWR)
     libc_drop_setpcap()
     with pytest.raises(DataPlaneError, match="ended while it started"):
-        await DataPlane.start(tun_fd, PLAIN, 1400, Observer())
+        await DataPlane.start([tun_fd], PLAIN, 1400, Observer())
 
 
 def libc_drop_setpcap() -> None:

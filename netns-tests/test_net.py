@@ -22,7 +22,7 @@ from jvpnd.net.errors import MissingFeature
 from jvpnd.net.links import LinkWatcher, Uplink
 from jvpnd.net.tun import add_queue, open_tun
 from jvpnd.transport.backlog import MIN_BYTES, limit_unsent, send_ahead
-from jvpnd.transport.udp import ListenError, PathError, open_listen_socket, open_path_socket
+from jvpnd.transport.udp import ListenError, PathError, open_listener, open_path
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -202,7 +202,8 @@ def two_uplinks() -> None:
 def test_a_path_socket_is_tied_to_its_uplink_source_and_mark() -> None:
     two_uplinks()
     for source, remote in (("192.0.1.5", "192.0.1.9"), ("2001:db8:1::5", "2001:db8:1::9")):
-        with open_path_socket("upa", source, (remote, 7700), 0x6A760001) as sock:
+        with open_path("upa", source, (remote, 7700), 0x6A760001) as path:
+            (sock,) = path.sockets
             device = sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16)
             assert device.rstrip(b"\0") == b"upa"
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) == 0x6A760001
@@ -223,7 +224,8 @@ def test_controls_packets_get_past_a_full_socket() -> None:
     two_uplinks()
     run("tc qdisc add dev upa root tbf rate 8kbit burst 2k limit 100m")
     run("ip neigh add 192.0.1.9 lladdr 02:00:00:00:00:09 dev upa")
-    with open_path_socket("upa", "192.0.1.5", ("192.0.1.9", 7700), 1) as sock:
+    with open_path("upa", "192.0.1.5", ("192.0.1.9", 7700), 1) as path:
+        (sock,) = path.sockets
         for limit in (MIN_BYTES, 4 * MIN_BYTES):
             limit_unsent(sock, limit)
             queued = 0
@@ -243,38 +245,56 @@ def test_controls_packets_get_past_a_full_socket() -> None:
 
 
 @in_namespace
+def test_every_lane_of_a_path_is_tied_like_the_first() -> None:
+    two_uplinks()
+    for source, remote in (("192.0.1.5", "192.0.1.9"), ("2001:db8:1::5", "2001:db8:1::9")):
+        with open_path("upa", source, (remote, 7700), 0x6A760001, 3) as path:
+            assert path.peer == (remote, 7700)
+            assert len({sock.getsockname()[:2] for sock in path.sockets}) == 1
+            for sock in path.sockets:
+                assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16)[:3] == b"upa"
+                assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) == 0x6A760001
+                assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == RECEIVE_BUFFER
+                assert sock.getsockname()[0] == source
+                assert sock.gettimeout() == 0.0
+
+
+@in_namespace
 def test_a_path_that_is_not_there_is_named() -> None:
     two_uplinks()
     with pytest.raises(PathError, match=r"gone \(192\.0\.1\.5\) to 192\.0\.1\.9:7700") as caught:
-        open_path_socket("gone", "192.0.1.5", ("192.0.1.9", 7700), 1)
+        open_path("gone", "192.0.1.5", ("192.0.1.9", 7700), 1)
     assert caught.value.errno == errno.ENODEV
     with pytest.raises(PathError) as caught:
-        open_path_socket("upa", "192.0.1.77", ("192.0.1.9", 7700), 1)
+        open_path("upa", "192.0.1.77", ("192.0.1.9", 7700), 1)
     assert caught.value.errno == errno.EADDRNOTAVAIL
     run("ip link set upa down")
-    with pytest.raises(PathError) as caught:
-        open_path_socket("upa", "192.0.1.5", ("192.0.1.9", 7700), 1)
-    assert caught.value.errno == errno.ENETUNREACH
+    for lanes in (1, 2):
+        with pytest.raises(PathError) as caught:
+            open_path("upa", "192.0.1.5", ("192.0.1.9", 7700), 1, lanes)
+        assert caught.value.errno == errno.ENETUNREACH
 
 
 @in_namespace
 def test_a_listener_on_both_versions_hears_both() -> None:
-    with open_listen_socket("::", 7700) as listener:
+    with open_listener("::", 7700) as listener:
         for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
             with socket.socket(family, socket.SOCK_DGRAM) as sender:
                 sender.sendto(b"hello", (host, 7700))
-            assert listener.recv(100) == b"hello"
+            assert listener.sockets[0].recv(100) == b"hello"
         with pytest.raises(ListenError, match=r"127\.0\.0\.1:7700: another program has this port"):
-            open_listen_socket("127.0.0.1", 7700)
+            open_listener("127.0.0.1", 7700)
 
 
 @in_namespace
 def test_a_listen_address_that_is_taken_or_not_here_is_named() -> None:
-    with open_listen_socket("127.0.0.1", 7700), open_listen_socket("::1", 7700):
+    with open_listener("127.0.0.1", 7700, 2), open_listener("::1", 7700):
+        with pytest.raises(ListenError, match=r"^cannot listen on UDP 127.*: another"):
+            open_listener("127.0.0.1", 7700, 2)  # sockets of ours are not shared either
         with pytest.raises(ListenError, match=r"^cannot listen on UDP \[::1\]:7700: another"):
-            open_listen_socket("::1", 7700)
+            open_listener("::1", 7700)
         with pytest.raises(ListenError, match=r"192\.0\.2\.1:7700: this host has no such address"):
-            open_listen_socket("192.0.2.1", 7700)
+            open_listener("192.0.2.1", 7700)
 
 
 # Uplinks

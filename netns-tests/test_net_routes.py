@@ -17,7 +17,7 @@ from namespaced import in_namespace, new_namespace, run, spawn
 
 from jvpnd.net.routes import HostNetwork, fwmark_of
 from jvpnd.net.tun import Tun, open_tun
-from jvpnd.transport.udp import open_path_socket
+from jvpnd.transport.udp import open_path
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -383,10 +383,10 @@ def test_a_strict_reverse_path_filter_does_not_stop_the_transport(tun: Tun, runt
         await network.configure(ADDRESSES, 1400)
         assert await network.route("full") == ()
         remote = ("203.0.113.1", 7700)
-        with open_path_socket("upa", "192.0.1.5", remote, network.fwmark) as path:
-            path.settimeout(5)
+        with open_path("upa", "192.0.1.5", remote, network.fwmark) as path:
+            path.sockets[0].settimeout(5)
             path.send(b"through")
-            assert path.recv(100) == b"through"
+            assert path.sockets[0].recv(100) == b"through"
         assert "jvpn_" in run("nft list ruleset")
         await network.route("none")
         assert "jvpn_" not in run("nft list ruleset")

@@ -155,14 +155,14 @@ async def end(
     with inside():
         run("sysctl -qw net.ipv6.conf.default.addr_gen_mode=1")  # no chatter of the kernel's own
         tun_fd = open_tun(offloads, (f"{v4}/24", f"{v6}/64"))
-    plane = await DataPlane.start(tun_fd, offloads, MTU, observer)
+    plane = await DataPlane.start([tun_fd], offloads, MTU, observer)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as transport:
         transport.setblocking(False)
         transport.bind((host, 0))
         for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
             transport.setsockopt(socket.SOL_SOCKET, option + 25, 4 << 20)  # the FORCE variants
-        plane.add_socket(1, transport.fileno())
+        plane.add_socket(1, [transport.fileno()])
         try:
             yield End(inside, plane, observer, transport, v4, v6)
         finally:

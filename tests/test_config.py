@@ -19,6 +19,7 @@ from jvpnd.config import Client, Config, ConfigError, Endpoint, GatewayPeer, Int
 from jvpnd.configfile import MAX_FILE_BYTES
 from jvpnd.core.noise import public_key
 from jvpnd.core.policy import Policy
+from jvpnd.host import default_lanes
 from jvpnd.keyfile import parse_key
 
 ROOT = Path(__file__).parent.parent
@@ -132,6 +133,7 @@ def test_a_client_file_becomes_a_client_config(loaded: Loader) -> None:
         gateway=GatewayPeer(parse_key(OTHER), (Endpoint("udp", "203.0.113.7", 7700),)),
         uplinks=("wlan0", "wwan0"),
         routes=Routes("split", ("10.20.0.0/16",)),
+        lanes=default_lanes(),
     )
 
 
@@ -147,6 +149,7 @@ def test_a_gateway_file_becomes_a_gateway_config(loaded: Loader) -> None:
             Client("laptop", parse_key(OTHER), ("10.77.0.2", "fd77::2"), ("192.168.5.0/24",)),
             Client("phone", parse_key(THIRD), ("10.77.0.3",)),
         ),
+        lanes=default_lanes(),
     )
 
 
@@ -226,6 +229,20 @@ def test_features_may_be_disabled_and_take_what_needs_them_along(
         assert loaded(f"{base}[debug]\ndisable = [{text}]\n").disabled == meant
 
 
+@pytest.mark.parametrize("base", [CLIENT, GATEWAY])
+def test_lanes_are_as_many_as_said(loaded: Loader, base: str) -> None:
+    for lanes in (1, 2, 16):
+        assert loaded(f"lanes = {lanes}\n{base}").lanes == lanes
+
+
+@pytest.mark.parametrize(("cpus", "lanes"), [(1, 1), (2, 1), (7, 1), (8, 2), (12, 3), (128, 8)])
+def test_lanes_follow_from_the_cpus_allowed(
+    loaded: Loader, monkeypatch: pytest.MonkeyPatch, cpus: int, lanes: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cpus)))
+    assert loaded(CLIENT).lanes == lanes
+
+
 def test_secrets_are_not_in_a_printed_config(loaded: Loader) -> None:
     config = loaded(swap(CLIENT, "[gateway]", '[gateway]\npreshared_key_file = "psk.key"'))
     for secret in (SECRET, PSK):
@@ -243,6 +260,9 @@ CLIENT_CASES: list[Case] = [
     ('role = "client"', 'rolle = "client"', "rolle", "unknown key", "role, node"),
     ('node = "laptop"', 'node = "my laptop"', "node", "'my laptop' is not a name", "letters"),
     ('node = "laptop"', 'node = ""', "node", "'' is not a name", "1 to 64"),
+    ('node = "laptop"', 'node = "n"\nlanes = 0', "lanes", "0 is out of range", "1 to 16"),
+    ('node = "laptop"', 'node = "n"\nlanes = 17', "lanes", "17 is out of range", "1 to 16"),
+    ('node = "laptop"', 'node = "n"\nlanes = "2"', "lanes", "of the wrong type", "1 to 16"),
     ("mtu = 1380", "mtu = 575", "interface.mtu", "575 is out of range", "576 to 9000"),
     ("mtu = 1380", "mtu = 9001", "interface.mtu", "9001 is out of range", "576 to 9000"),
     ("mtu = 1380", "mtu = true", "interface.mtu", "True is of the wrong type", "whole number"),

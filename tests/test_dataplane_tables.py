@@ -5,13 +5,25 @@ from __future__ import annotations
 import ipaddress
 import os
 import struct
+from array import array
+from dataclasses import astuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jvpnd.core.wire import MAX_CONTROL_LEN
-from jvpnd.dataplane.counters import SLOTS, TX_BYTES, Counters, Drop, slot_base
+from jvpnd.dataplane.counters import (
+    SLOTS,
+    TX_BYTES,
+    TX_SPANS,
+    Counters,
+    Drop,
+    SlotCounters,
+    slot_base,
+    total_drops,
+    total_of,
+)
 from jvpnd.dataplane.downlink import MAX_HELD, MAX_HELD_BYTES, EarlyData, _Held
 from jvpnd.dataplane.inner import checksum, complete_checksum, parse, source_of
 from jvpnd.dataplane.messages import (
@@ -196,6 +208,27 @@ def test_counters_are_shared_through_the_descriptor() -> None:
     theirs.drops_of("downlink")[Drop.NO_ROUTE] += 3
     assert mine.drops() == {"no_route": 5}
     assert mine.slot(1).tx_bytes == 0
+
+
+def test_counters_of_several_lanes_are_apart_and_add_up() -> None:
+    first, fd = Counters.create(3)
+    lanes = [first, Counters(fd, 1), Counters(fd, 2)]
+    os.close(fd)
+    rows = (
+        SlotCounters(1, 100, 50, 2, 200, 40, 7, 3),
+        SlotCounters(10, 1000, 60, 20, 2000, 45, 8, 5),
+        SlotCounters(*bytes(8)),
+    )
+    at = slot_base(SLOTS - 1)
+    for lane, row in zip(lanes, rows, strict=True):
+        *beginning, tx_spans = astuple(row)
+        lane.words[at : at + len(beginning)] = memoryview(array("Q", beginning))
+        lane.words[at + TX_SPANS] = tx_spans
+        lane.drops_of("downlink")[Drop.REPLAYED] += row.tx_packets
+    assert tuple(lane.slot(SLOTS - 1) for lane in lanes) == rows
+    assert total_of(lanes, SLOTS - 1) == SlotCounters(11, 1100, 60, 22, 2200, 45, 8, 8)
+    assert total_of(lanes, 0) == rows[2]
+    assert total_drops(lanes) == {"replayed": 11}
 
 
 def test_worker_cannot_shrink_the_counters() -> None:

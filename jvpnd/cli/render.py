@@ -152,8 +152,18 @@ def _common_fields(answer: Json) -> list[tuple[str, str | None]]:
         ("received", carried("rx")),
         ("dropped", words or None),
         ("policy", f"version {answer['policy_version']}"),
+        ("lanes", _lanes(answer.get("lanes", []))),
         ("offloads", _offloads(answer["offloads"], answer.get("offloads_off", {}))),
     ]
+
+
+def _lanes(rows: Sequence[Mapping[str, int]]) -> str | None:
+    """How many, and what each carries; nothing of a single one."""
+    if len(rows) < 2:
+        return None
+    packets = [row["tx_packets"] + row["rx_packets"] for row in rows]
+    shares = " ".join(f"{100 * count / max(1, sum(packets)):.0f}%" for count in packets)
+    return f"{len(rows)} (packets: {shares})"
 
 
 def _offloads(offloads: Mapping[str, bool], why: Mapping[str, str]) -> str:

@@ -34,6 +34,7 @@ class Suite(IntEnum):
 
 
 TAG_LEN = 16
+MAX_LANES = 16  # of either end; the lane byte of a packet is below
 KEY_LEN = 32
 
 # DATA and CONTROL: type u8, lane u8, part u8, parts u8, receiver index u32, counter u64. These 16

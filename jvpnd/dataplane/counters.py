@@ -1,8 +1,9 @@
 """Counters in memory that the workers write and control reads, without a message or a lock.
 
-One memfd: a row of drop counters for each worker, then sixteen words a slot. Each word is an
-aligned u64 with exactly one writer, so a reader never sees half a number. Nothing is ever reset
-(a restarted worker goes on counting): who wants a session's share takes differences.
+One memfd with a part for each lane: a row of drop counters for each of its two workers, then
+sixteen words a slot. A worker maps the part of its lane only. Each word is an aligned u64 with
+exactly one writer, so a reader never sees half a number. Nothing is ever reset (a restarted worker
+goes on counting): who wants a session's share takes differences.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import fcntl
 import mmap
 import os
 import time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
@@ -21,7 +24,9 @@ ROLES: Final = ("uplink", "downlink")
 _DROP_WORDS: Final = 32
 _SLOT_WORDS: Final = 16
 _SLOTS_AT: Final = _DROP_WORDS * len(ROLES)
-_SIZE: Final = 8 * (_SLOTS_AT + _SLOT_WORDS * SLOTS)
+_WORDS: Final = _SLOTS_AT + _SLOT_WORDS * SLOTS
+_PAGE: Final = mmap.ALLOCATIONGRANULARITY
+_LANE_SIZE: Final = -(-8 * _WORDS // _PAGE) * _PAGE
 
 TX_PACKETS: Final = 0
 TX_BYTES: Final = 1
@@ -58,6 +63,8 @@ class Drop(IntEnum):
     SEND_ERROR = 14  # the transport socket reported an error
     UNSUPPORTED = 15  # a super-packet of a kind that is not offered to the kernel
     INCOMPLETE = 16  # parts of a record of which others never came
+    WRONG_LANE = 17  # DATA that came to the worker of another lane
+    FOREIGN = 18  # from another address than the one that the socket is for
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,17 +89,19 @@ def monotonic_ms() -> int:
 
 
 class Counters:
-    """The shared memory, created by control and mapped by the workers through its descriptor."""
+    """One lane's part of the shared memory, which control creates and the workers map through its
+    descriptor."""
 
-    def __init__(self, fd: int) -> None:
-        self._map = mmap.mmap(fd, _SIZE)
+    def __init__(self, fd: int, lane: int = 0) -> None:
+        self._map = mmap.mmap(fd, _LANE_SIZE, offset=lane * _LANE_SIZE)
         self.words = memoryview(self._map).cast("Q")
 
     @classmethod
-    def create(cls) -> tuple[Counters, int]:
-        """New counters, all zero, and the memfd to hand to the workers; the caller closes it."""
+    def create(cls, lanes: int = 1) -> tuple[Counters, int]:
+        """New counters, all zero: lane 0's, and the memfd to hand to the workers, which the caller
+        closes."""
         fd = os.memfd_create("jvpn-counters", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(fd, _SIZE)
+        os.ftruncate(fd, lanes * _LANE_SIZE)  # a page comes into being when it is written
         # A worker that shrank it would kill control with SIGBUS.
         seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
@@ -118,6 +127,29 @@ class Counters:
         """Unmap the memory; nothing may be read afterwards."""
         self.words.release()
         self._map.close()
+
+
+def total_of(lanes: Sequence[Counters], slot: int) -> SlotCounters:
+    """A slot's counters over all lanes: sums, the latest times, and the index of the latest."""
+    rows = [lane.slot(slot) for lane in lanes]
+    if len(rows) == 1:
+        return rows[0]
+    latest = max(rows, key=lambda row: row.last_rx_ms)
+    return SlotCounters(
+        tx_packets=sum(row.tx_packets for row in rows),
+        tx_bytes=sum(row.tx_bytes for row in rows),
+        last_tx_ms=max(row.last_tx_ms for row in rows),
+        rx_packets=sum(row.rx_packets for row in rows),
+        rx_bytes=sum(row.rx_bytes for row in rows),
+        last_rx_ms=latest.last_rx_ms,
+        last_rx_index=latest.last_rx_index,
+        tx_spans=sum(row.tx_spans for row in rows),
+    )
+
+
+def total_drops(lanes: Sequence[Counters]) -> dict[str, int]:
+    """Packets dropped since the start by cause, in all lanes together; causes seen only."""
+    return dict(sum((Counter(lane.drops()) for lane in lanes), Counter()))
 
 
 def slot_base(slot: int) -> int:

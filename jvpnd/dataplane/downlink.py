@@ -13,7 +13,7 @@ from time import monotonic_ns
 from typing import Any, Final
 
 from jvpnd.core.offloads import Offloads
-from jvpnd.core.wire import HEADER, MAX_CONTROL_LEN, MIN_SEALED_LEN, PacketType, Suite
+from jvpnd.core.wire import HEADER, MAX_CONTROL_LEN, MAX_LANES, MIN_SEALED_LEN, PacketType, Suite
 from jvpnd.dataplane.counters import (
     LAST_RX_INDEX,
     LAST_RX_MS,
@@ -29,6 +29,7 @@ from jvpnd.dataplane.counters import (
     monotonic_ms,
     slot_base,
 )
+from jvpnd.dataplane.errqueue import errors_from
 from jvpnd.dataplane.join import Frame, Joiner
 from jvpnd.dataplane.messages import Remote, Report, ReportKind, remote_of
 from jvpnd.dataplane.networks import PrefixTable
@@ -71,6 +72,7 @@ class _Inlet:
     socket_id: int
     socket: socket.socket
     datagrams: bool  # empty reads are datagrams, not the end of a stream
+    peer: Remote | None  # nobody else is heard
     next_error_ms: int = 0
 
 
@@ -142,10 +144,13 @@ class Downlink:
         self,
         tun_fd: int,
         offloads: Offloads,
-        _lane: int,
+        lane: int,
         counters: Counters,
         report: Callable[[Report], None],
+        lanes: int = 1,
     ) -> None:
+        self._lane = lane
+        self._own_lanes = range(lane, MAX_LANES, lanes)  # of the peer, which may have more
         self._tun_fd = tun_fd
         self._offloads = offloads
         self._report = report
@@ -177,13 +182,14 @@ class Downlink:
             "unexpect": self._early.unexpect,
         }
 
-    def add_socket(self, fds: list[int], socket_id: int) -> None:
+    def add_socket(self, fds: list[int], socket_id: int, peer: Remote | None = None) -> None:
         self.remove_socket(socket_id)
         inlet = socket.socket(fileno=fds.pop())
         datagrams = inlet.type == socket.SOCK_DGRAM
         if datagrams and inlet.family != socket.AF_UNIX and self._offloads.udp_gro:
             inlet.setsockopt(socket.SOL_UDP, _UDP_GRO, 1)
-        self._inlets[socket_id] = self._by_fd[inlet.fileno()] = _Inlet(socket_id, inlet, datagrams)
+        added = _Inlet(socket_id, inlet, datagrams, None if peer is None else (peer[0], peer[1]))
+        self._inlets[socket_id] = self._by_fd[inlet.fileno()] = added
         self._epoll.register(inlet, select.EPOLLIN)
 
     def remove_socket(self, socket_id: int) -> None:
@@ -206,7 +212,7 @@ class Downlink:
         if before is not None and before.key == secret:
             opener = before.opener  # its replay window goes on
         else:
-            opener = Opener(Suite(suite), secret, index, self._assembly)
+            opener = Opener(Suite(suite), secret, index, self._assembly, self._own_lanes)
         sources: PrefixTable[bool] = PrefixTable()
         sources.set(True, networks)
         remote = None if remote is None else (remote[0], remote[1])
@@ -233,10 +239,12 @@ class Downlink:
             for fd, _events in ready:  # first: keys before packets
                 if fd == channel_fd and not take_commands():
                     return
-            for fd, _events in ready:
+            for fd, events in ready:
                 inlet = self._by_fd.get(fd)
                 if inlet is not None:
                     self.drain(inlet, most)
+                    if events & select.EPOLLERR and inlet.peer is not None:
+                        self._take_errors(inlet, inlet.peer)
             done_ns = monotonic_ns()
             if self._early.holding:
                 self._early.expire(monotonic_ms())
@@ -251,10 +259,10 @@ class Downlink:
             except BlockingIOError:
                 break
             except OSError as error:
-                if inlet.datagrams:
-                    self._socket_error(inlet, error.errno or 0, now_ms)
-                else:
+                if not inlet.datagrams:
                     self._end_of(inlet)
+                elif inlet.peer is None:  # else its error queue tells whom it is about
+                    self._socket_error(inlet, error.errno or 0, now_ms)
                 break
             if size == 0 and not inlet.datagrams:
                 self._end_of(inlet)
@@ -264,6 +272,9 @@ class Downlink:
                 continue
             stride = _gro_size(ancillary) or size
             remote = remote_of(address)
+            if inlet.peer not in (None, remote):
+                self._drops[Drop.FOREIGN] += 1
+                continue
             self._take_batch(self._batch[:size], stride, inlet.socket_id, remote, now_ms)
         self._settle()
 
@@ -308,7 +319,7 @@ class Downlink:
         now_ms: int,
     ) -> int:
         """Open the run of datagrams at `at` and hand it to the joiner; returns where it ended."""
-        joiner, opener = self._joiner, binding.opener
+        joiner, opener, lane = self._joiner, binding.opener, batch[at + 1]
         if self._plain_at + len(batch) - at + MAX_RECORD > len(self._plain):
             self._settle()
         opened, at, self._plain_at = opener.open_run(
@@ -326,10 +337,10 @@ class Downlink:
         joiner.feed(binding.sources, self._plain, self._plain_view, opened)
         words[row + RX_PACKETS] += joiner.packets - packets
         words[row + RX_BYTES] += joiner.octets - octets
-        if joiner.report is not None:
+        if joiner.report is not None and lane == self._lane:  # about our uplink's records
             words[row + PEER_RECORDS], words[row + PEER_MISSING] = joiner.report
             words[row + PEER_TOLD_MS] = now_ms
-            joiner.report = None
+        joiner.report = None
         if joiner.idle:
             self._plain_at = 0
         self._compare_origin(binding, socket_id, remote, now_ms)
@@ -359,6 +370,11 @@ class Downlink:
         if now_ms >= inlet.next_error_ms:
             inlet.next_error_ms = now_ms + ERROR_EVERY_MS
             self._report(Report(ReportKind.SOCKET_ERROR, inlet.socket_id, number))
+
+    def _take_errors(self, inlet: _Inlet, peer: Remote) -> None:
+        """What is known of a socket that is not connected, but for one peer."""
+        for number in errors_from(inlet.socket, peer):
+            self._socket_error(inlet, number, monotonic_ms())
 
     def _end_of(self, inlet: _Inlet) -> None:
         """The other end of a relay is gone: say so once, and do not look at it again."""

@@ -5,20 +5,30 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import blake2b
 from typing import Any, Final, Protocol
 
 from jvpnd.core.offloads import Offloads
-from jvpnd.core.wire import KEY_LEN, Suite
-from jvpnd.dataplane.counters import ROLES, Counters, SlotCounters, slot_base
+from jvpnd.core.wire import KEY_LEN, MAX_LANES, Suite
+from jvpnd.dataplane.counters import (
+    ROLES,
+    Counters,
+    SlotCounters,
+    slot_base,
+    total_drops,
+    total_of,
+)
 from jvpnd.dataplane.messages import Remote, Report, ReportKind, canonical
 from jvpnd.dataplane.networks import PrefixTable
 from jvpnd.dataplane.process import WorkerProcess
 
 START_TIMEOUT_S: Final = 20.0
 RESTART_EVERY_S: Final = 1.0
+
+_Which = tuple[str, int]
+"""A worker: its role and its lane."""
 
 
 class DataPlaneError(Exception):
@@ -41,49 +51,66 @@ class PlaneObserver(Protocol):
         """A packet of the slot could not be sent."""
 
     def worker_died(self, name: str) -> None:
-        """The worker (uplink, downlink) died and has been restarted without any key: every
-        session needs a new epoch."""
+        """A worker ("uplink", or "lane 1 uplink" where there are several) died and has been
+        restarted without any key: every session needs a new epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sockets:
+    """A transport: its descriptors by lane, and the only address that may be heard on them."""
+
+    fds: list[int]
+    peer: Remote | None
 
 
 class DataPlane:
-    """One lane: a TUN, an uplink worker and a downlink worker.
+    """A TUN, and for each lane a queue of it, an uplink worker and a downlink worker.
 
+    A lane has a nonce space and replay windows of its own. What is received belongs to the lane
+    that the packet names, modulo the lanes here: the two ends may have different numbers of them.
     Slots are 0 .. 4095, chosen by the caller, one a session. Commands are carried out in order,
     and none of them waits. A remote is (numeric host, port), or None for a connected socket.
     """
 
     def __init__(
-        self, tun_fd: int, offloads: Offloads, mtu: int, observer: PlaneObserver
+        self, tun_fds: Sequence[int], offloads: Offloads, mtu: int, observer: PlaneObserver
     ) -> None:
         """Use `start`."""
+        if not 1 <= len(tun_fds) <= MAX_LANES:
+            raise ValueError(f"{len(tun_fds)} lanes: must be 1 to {MAX_LANES}")
+        self.lanes = len(tun_fds)
         self._offloads = offloads
         self._mtu = mtu
         self._observer = observer
         self._loop = asyncio.get_running_loop()
-        self._tun_fd = os.dup(tun_fd)
-        self._counters, self._counters_fd = Counters.create()
-        self._sockets: dict[int, int] = {}
+        self._tun_fds = [os.dup(fd) for fd in tun_fds]
+        first, self._counters_fd = Counters.create(self.lanes)
+        others = (Counters(self._counters_fd, lane) for lane in range(1, self.lanes))
+        self._counters = [first, *others]
+        self._sockets: dict[int, _Sockets] = {}
         self._routes: dict[int, list[str]] = {}
         self._paused = False
         self._sent_under: dict[int, bytes] = {}
-        self._workers: dict[str, WorkerProcess] = {}
-        self._started_at = dict.fromkeys(ROLES, 0.0)
-        self._ready: dict[str, asyncio.Future[None]] = {}
+        self._all = [(role, lane) for lane in range(self.lanes) for role in ROLES]
+        self._workers: dict[_Which, WorkerProcess] = {}
+        self._started_at = dict.fromkeys(self._all, 0.0)
+        self._ready: dict[_Which, asyncio.Future[None]] = {}
         self._closed = False
 
     @classmethod
     async def start(
-        cls, tun_fd: int, offloads: Offloads, mtu: int, observer: PlaneObserver
+        cls, tun_fds: Sequence[int], offloads: Offloads, mtu: int, observer: PlaneObserver
     ) -> DataPlane:
         """Start the workers and wait until they run without privileges.
 
-        `tun_fd` is a non-blocking TUN, with vnet headers of 10 bytes if offloads.vnet; it is
-        duplicated. `mtu` is its MTU in bytes. Raises DataPlaneError if a worker does not come up.
+        `tun_fds` are the non-blocking queues of a TUN, one a lane, with vnet headers of 10 bytes
+        if offloads.vnet; they are duplicated. `mtu` is the TUN's, in bytes. Raises DataPlaneError
+        if a worker does not come up.
         """
-        plane = cls(tun_fd, offloads, mtu, observer)
-        plane._ready = {role: plane._loop.create_future() for role in ROLES}
-        for role in ROLES:
-            plane._launch(role)
+        plane = cls(tun_fds, offloads, mtu, observer)
+        plane._ready = {which: plane._loop.create_future() for which in plane._all}
+        for which in plane._all:
+            plane._launch(which)
         try:
             await asyncio.wait_for(asyncio.gather(*plane._ready.values()), START_TIMEOUT_S)
         except TimeoutError:
@@ -96,22 +123,31 @@ class DataPlane:
 
     def worker_pids(self) -> dict[str, int]:
         """Process ids of the workers by name."""
-        return {role: worker.pid for role, worker in self._workers.items()}
+        return {self._name(which): worker.pid for which, worker in self._workers.items()}
 
-    def add_socket(self, socket_id: int, fd: int) -> None:
-        """Give a transport socket to the workers; the descriptor is duplicated."""
+    def add_socket(
+        self, socket_id: int, fds: Sequence[int], peer: Remote | None = None
+    ) -> None:
+        """Give a transport to the workers: a socket for each lane, to which the packets of that
+        lane come, and those that are not DATA to any. The descriptors are duplicated.
+
+        What does not come from `peer` is dropped (for sockets that are not connected).
+        """
+        if len(fds) != self.lanes:
+            raise ValueError(f"{len(fds)} sockets for {self.lanes} lanes")
+        peer = canonical(peer)
         self.remove_socket(socket_id)
-        self._sockets[socket_id] = os.dup(fd)
-        for role in ROLES:
-            self._send(role, "add_socket", fds=(self._sockets[socket_id],), socket_id=socket_id)
+        self._sockets[socket_id] = _Sockets([os.dup(fd) for fd in fds], peer)
+        for which in self._all:
+            self._send_socket(which, socket_id)
 
     def remove_socket(self, socket_id: int) -> None:
         """Take a socket away; what is bound to it stops sending. Unknown ones are ignored."""
-        fd = self._sockets.pop(socket_id, None)
-        if fd is not None:
+        gone = self._sockets.pop(socket_id, None)
+        if gone is not None:
             for role in ROLES:
-                self._send(role, "remove_socket", socket_id=socket_id)
-            os.close(fd)
+                self._tell(role, "remove_socket", socket_id=socket_id)
+            _close_all(gone.fds)
 
     def bind_receive(
         self,
@@ -128,7 +164,7 @@ class DataPlane:
         DATA from another socket or remote is accepted too, and reported. An index that is bound
         again with the same key keeps its replay window. A slot can have several (draining).
         """
-        self._send(
+        self._tell(
             "downlink",
             "bind_receive",
             slot=_checked_slot(slot),
@@ -142,15 +178,15 @@ class DataPlane:
 
     def release_receive(self, index: int) -> None:
         """Accept nothing for `index` any more, nor hold it."""
-        self._send("downlink", "release_receive", index=index)
+        self._tell("downlink", "release_receive", index=index)
 
     def expect(self, index: int) -> None:
         """Hold early data for `index`, for up to a second, until it is bound."""
-        self._send("downlink", "expect", index=index)
+        self._tell("downlink", "expect", index=index)
 
     def unexpect(self, index: int) -> None:
         """Forget what is held for `index`, and hold nothing for it any more."""
-        self._send("downlink", "unexpect", index=index)
+        self._tell("downlink", "unexpect", index=index)
 
     def bind_send(
         self,
@@ -161,7 +197,7 @@ class DataPlane:
         socket_id: int,
         remote: Remote | None,
     ) -> None:
-        """Send the slot's packets to receiver `index` through this socket and no other.
+        """Send the slot's packets to receiver `index` through this transport and no other.
 
         Raises ValueError for the key that the slot was bound with last: its counters start at 0,
         and a second bind would repeat nonces.
@@ -178,31 +214,35 @@ class DataPlane:
             "remote": canonical(remote),
         }
         self._sent_under[slot] = digest
-        self._send("uplink", "bind_send", **arguments)
+        self._tell("uplink", "bind_send", **arguments)
 
     def release_send(self, slot: int) -> None:
         """Send nothing for the slot any more."""
-        self._send("uplink", "release_send", slot=slot)
+        self._tell("uplink", "release_send", slot=slot)
 
     def set_routes(self, slot: int, networks: Sequence[str]) -> None:
         """The inner destinations of the slot, in place of those before; none takes all away."""
         self._routes[_checked_slot(slot)] = _checked_networks(networks)
-        self._send("uplink", "set_routes", slot=slot, networks=self._routes[slot])
+        self._tell("uplink", "set_routes", slot=slot, networks=self._routes[slot])
         if not networks:
             del self._routes[slot]
 
     def pause(self, paused: bool) -> None:
         """Leave the TUN unread, so that the kernel queues, or read it again."""
         self._paused = paused
-        self._send("uplink", "pause", paused=paused)
+        self._tell("uplink", "pause", paused=paused)
 
     def slot_counters(self, slot: int) -> SlotCounters:
         """What went through the slot since the start, whatever session had it."""
-        return self._counters.slot(slot)
+        return total_of(self._counters, slot)
+
+    def lane_counters(self, slot: int) -> list[SlotCounters]:
+        """What went through the slot in each lane."""
+        return [counters.slot(slot) for counters in self._counters]
 
     def drops(self) -> dict[str, int]:
         """Packets dropped since the start, by cause; causes that occurred only."""
-        return self._counters.drops()
+        return total_drops(self._counters)
 
     async def close(self) -> None:
         """End the workers and release everything."""
@@ -210,55 +250,77 @@ class DataPlane:
             return
         self._closed = True
         await asyncio.gather(*(worker.stop() for worker in self._workers.values()))
-        for fd in (*self._sockets.values(), self._tun_fd, self._counters_fd):
-            os.close(fd)
+        _close_all([*self._tun_fds, self._counters_fd])
+        for sockets in self._sockets.values():
+            _close_all(sockets.fds)
         self._sockets.clear()
-        self._counters.close()
+        for counters in self._counters:
+            counters.close()
 
-    def _send(self, role: str, name: str, fds: Sequence[int] = (), **arguments: Any) -> None:
-        worker = self._workers.get(role)
+    def _tell(self, role: str, name: str, **arguments: Any) -> None:
+        """Send a command to the workers of a role in every lane."""
+        for lane in range(self.lanes):
+            self._send((role, lane), name, **arguments)
+
+    def _send(self, which: _Which, name: str, fds: Sequence[int] = (), **arguments: Any) -> None:
+        worker = self._workers.get(which)
         if worker is not None:  # else it waits for its restart, and hears of the state then
             worker.send(name, fds, **arguments)
 
-    def _launch(self, role: str) -> None:
-        self._started_at[role] = self._loop.time()
-        self._workers[role] = WorkerProcess(
+    def _send_socket(self, which: _Which, socket_id: int) -> None:
+        role, lane = which
+        sockets = self._sockets[socket_id]
+        peer = {"peer": sockets.peer} if role == "downlink" else {}
+        self._send(which, "add_socket", (sockets.fds[lane],), socket_id=socket_id, **peer)
+
+    def _launch(self, which: _Which) -> None:
+        role, lane = which
+        self._started_at[which] = self._loop.time()
+        self._workers[which] = WorkerProcess(
             role,
+            lane,
+            self.lanes,
             self._counters_fd,
-            partial(self._take_report, role),
-            partial(self._worker_exited, role),
+            partial(self._take_report, which),
+            partial(self._worker_exited, which),
         )
-        # One lane for now: its number is the lane byte in every header.
-        self._send(role, "start", (self._tun_fd,), offloads=asdict(self._offloads), lane=0)
+        self._send(which, "start", (self._tun_fds[lane],), offloads=asdict(self._offloads))
         if role == "uplink":
-            self._send(role, "set_mtu", mtu=self._mtu)
+            self._send(which, "set_mtu", mtu=self._mtu)
 
-    def _worker_exited(self, role: str) -> None:
-        del self._workers[role]
-        ready = self._ready[role]
+    def _worker_exited(self, which: _Which) -> None:
+        del self._workers[which]
+        ready = self._ready[which]
         if not ready.done():
-            ready.set_exception(DataPlaneError(f"the {role} worker ended while it started"))
+            name = self._name(which)
+            ready.set_exception(DataPlaneError(f"the {name} worker ended while it started"))
         elif not self._closed:
-            since = self._loop.time() - self._started_at[role]
-            self._loop.call_later(max(0.0, RESTART_EVERY_S - since), self._relaunch, role)
+            since = self._loop.time() - self._started_at[which]
+            self._loop.call_later(max(0.0, RESTART_EVERY_S - since), self._relaunch, which)
 
-    def _relaunch(self, role: str) -> None:
+    def _relaunch(self, which: _Which) -> None:
+        """Start a worker again and tell it the state of things, but no key: its counters begin at
+        0, and a nonce must not repeat."""
         if self._closed:
             return
-        self._launch(role)
-        for socket_id, fd in self._sockets.items():
-            self._send(role, "add_socket", fds=(fd,), socket_id=socket_id)
-        if role == "uplink":
+        self._launch(which)
+        for socket_id in self._sockets:
+            self._send_socket(which, socket_id)
+        if which[0] == "uplink":
             for slot, networks in self._routes.items():
-                self._send(role, "set_routes", slot=slot, networks=networks)
-            self._send(role, "pause", paused=self._paused)
-        self._observer.worker_died(role)
+                self._send(which, "set_routes", slot=slot, networks=networks)
+            self._send(which, "pause", paused=self._paused)
+        self._observer.worker_died(self._name(which))
 
-    def _take_report(self, role: str, report: Report) -> None:
+    def _name(self, which: _Which) -> str:
+        role, lane = which
+        return role if self.lanes == 1 else f"lane {lane} {role}"
+
+    def _take_report(self, which: _Which, report: Report) -> None:
         observer, kind = self._observer, report.kind
         if kind == ReportKind.READY:
-            if not self._ready[role].done():
-                self._ready[role].set_result(None)
+            if not self._ready[which].done():
+                self._ready[which].set_result(None)
         elif kind == ReportKind.PACKET:
             observer.packet_received(report.number, report.remote, report.payload)
         elif kind == ReportKind.FROM_ELSEWHERE:
@@ -272,6 +334,11 @@ class DataPlane:
         if socket_id not in self._sockets:
             raise ValueError(f"socket {socket_id}: not added, or removed again")
         return socket_id
+
+
+def _close_all(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def _checked_slot(slot: int) -> int:

@@ -34,6 +34,8 @@ class WorkerProcess:
     def __init__(
         self,
         role: str,
+        lane: int,
+        lanes: int,
         counters_fd: int,
         on_report: Callable[[Report], None],
         on_exit: Callable[[], None],
@@ -44,7 +46,7 @@ class WorkerProcess:
         self._queue: deque[tuple[bytes, list[int]]] = deque()
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self._process = _spawn(role, theirs.fileno(), counters_fd)
+            self._process = _spawn((role, str(lane), str(lanes)), theirs.fileno(), counters_fd)
         self._channel.setblocking(False)
         self._loop.add_reader(self._channel, self._read)
 
@@ -128,10 +130,12 @@ class WorkerProcess:
         self._queue.clear()
 
 
-def _spawn(role: str, channel_fd: int, counters_fd: int) -> subprocess.Popen[bytes]:
+def _spawn(
+    which: tuple[str, str, str], channel_fd: int, counters_fd: int
+) -> subprocess.Popen[bytes]:
     """Start a worker that finds this very package, and nothing in the working directory."""
     descriptors = (channel_fd, counters_fd)
-    command = [sys.executable, "-P", "-m", "jvpnd.dataplane.worker", role]
+    command = [sys.executable, "-P", "-m", "jvpnd.dataplane.worker", *which]
     command += [str(number) for number in (*descriptors, os.getpid())]
     paths = [_PACKAGE_ROOT, os.environ.get("PYTHONPATH", "")]
     return subprocess.Popen(

@@ -21,6 +21,7 @@ from jvpnd.core.wire import (
     HEADER,
     HEADER_LEN,
     MAX_COUNTER,
+    MAX_LANES,
     MIN_SEALED_LEN,
     NONCE,
     TAG_LEN,
@@ -41,7 +42,8 @@ OVERHEAD: Final = HEADER_LEN + TAG_LEN
 """Bytes that sealing adds to a plain text."""
 MAX_RECORD: Final = FRAME_LEN + 65535
 """Longest plain text: one IP packet behind its frame header."""
-MAX_LANES: Final = 16
+
+ALL_LANES: Final = range(MAX_LANES)
 
 _DATA: Final = int(PacketType.DATA)
 
@@ -134,11 +136,14 @@ class Sealer:
 
 
 class Opener:
-    """Opens what one sender sealed for `index`, each counter once."""
+    """Opens what one sender sealed for `index` in the lanes `own`, each counter once."""
 
-    __slots__ = ("_assembly", "_decrypt", "_lanes", "index", "records")
+    __slots__ = ("_assembly", "_decrypt", "_lanes", "_own", "index", "records")
 
-    def __init__(self, suite: Suite, key: bytes, index: int, assembly: Assembly) -> None:
+    def __init__(
+        self, suite: Suite, key: bytes, index: int, assembly: Assembly, own: range = ALL_LANES
+    ) -> None:
+        self._own = own
         self._decrypt = cipher(suite, key).decrypt_into
         self._assembly = assembly
         # by the first half of the header, so that one look-up settles all of its fields
@@ -222,7 +227,7 @@ class Opener:
         known = self._open_lane(first_half & ONE_PART)
         body_len = end - at - HEADER_LEN
         if known is None or not is_part(first_half, body_len) or counter >= MAX_COUNTER:
-            drops[Drop.MALFORMED] += 1
+            drops[Drop.MALFORMED if self._is_own(first_half) else Drop.WRONG_LANE] += 1
             return 0, end
         whole = self._assembly.whole(batch, at, stride)
         if whole is not None and self._decrypts_span(first_half, counter, whole[0], out, at_out):
@@ -256,10 +261,15 @@ class Opener:
         return True
 
     def _open_lane(self, first_half: int) -> tuple[int, ReplayWindow] | None:
-        """The window of a lane, new if it was not heard of before; None for a bad header."""
+        """The window of a lane, new if it was not heard of before; None for a bad header or a lane
+        whose window is another worker's."""
         lane = first_half >> 8 & 0xFF
-        if lane >= MAX_LANES or first_half != self.index << 32 | lane << 8 | _DATA:
+        if lane not in self._own or first_half != self.index << 32 | lane << 8 | _DATA:
             return None
         if first_half not in self._lanes:
             self._lanes[first_half] = lane, ReplayWindow()
         return self._lanes[first_half]
+
+    def _is_own(self, first_half: int) -> bool:
+        lane = first_half >> 8 & 0xFF
+        return lane in self._own or lane not in ALL_LANES

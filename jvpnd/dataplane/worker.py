@@ -1,6 +1,7 @@
-"""A data plane process: `python -m jvpnd.dataplane.worker ROLE CHANNEL_FD COUNTERS_FD PARENT_PID`.
+"""A data plane process: `python -m jvpnd.dataplane.worker ROLE LANE LANES CHANNEL_FD COUNTERS_FD
+PARENT_PID`.
 
-Started by plane.py only. It holds keys and descriptors and nothing else: once it has the TUN it
+Started by process.py only. It holds keys and descriptors and nothing else: once it has the TUN it
 gives up every privilege, and it ends with its control process, however that ends.
 """
 
@@ -54,20 +55,25 @@ class Channel:
             self.commands[name](**arguments)
 
 
-def main(role: str, channel_fd: int, counters_fd: int, parent: int) -> None:
+def main(
+    role: str, lane: int, lanes: int, channel_fd: int, counters_fd: int, parent: int
+) -> None:
     """Run a worker until control goes away."""
     for noise in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(noise, signal.SIG_IGN)  # control decides when this ends, and sees to it
-    counters = Counters(counters_fd)
+    counters = Counters(counters_fd, lane)
     os.close(counters_fd)
     channel = Channel(channel_fd, counters.drops_of(role))
     started = receive_command(channel.socket)
     if started is None:
         return
     _name, arguments, (tun_fd,) = started
-    kind = Uplink if role == "uplink" else Downlink
     offloads = Offloads(**arguments["offloads"])
-    worker = kind(tun_fd, offloads, arguments["lane"], counters, channel.report)
+    worker: Uplink | Downlink
+    if role == "uplink":
+        worker = Uplink(tun_fd, offloads, lane, counters, channel.report)
+    else:
+        worker = Downlink(tun_fd, offloads, lane, counters, channel.report, lanes)
     channel.commands = worker.commands
     drop_all()
     die_with_parent(parent)
@@ -77,4 +83,4 @@ def main(role: str, channel_fd: int, counters_fd: int, parent: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    main(sys.argv[1], *map(int, sys.argv[2:7]))

@@ -1,4 +1,5 @@
-"""UDP sockets of the tunnel: one a path on the client, one a listen address on the gateway.
+"""UDP sockets of the tunnel: a group for each path of a client, and for each address that a gateway
+listens on; of one socket, if there is one lane.
 
 Both are left to the kernel's default don't-fragment policy (path MTU discovery where the route
 asks for it). All descriptors are non-blocking. The data plane switches UDP_GRO on; backlog.py says
@@ -7,16 +8,20 @@ how much may wait unsent.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import os
 import socket
 
 from jvpnd.transport.backlog import MIN_BYTES, limit_unsent
+from jvpnd.transport.group import SocketGroup, bind_group
 
 RECEIVE_BYTES = 4 * 2**20  # a few ms of a fast line, while the worker is not scheduled
 
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h; ignores the sysctl maximum
+_IP_RECVERR = 11  # linux/in.h
+_IPV6_RECVERR = 25  # linux/in6.h
 
 
 class SocketError(OSError):
@@ -34,49 +39,58 @@ class ListenError(SocketError):
     """The gateway cannot listen there: the port is taken or the address is not on this host."""
 
 
-def open_path_socket(
-    uplink: str, source: str, remote: tuple[str, int], mark: int
-) -> socket.socket:
-    """A connected client socket that can leave only through `uplink`, from `source`.
+def open_path(
+    uplink: str, source: str, remote: tuple[str, int], mark: int, lanes: int = 1
+) -> SocketGroup:
+    """A client's sockets that can leave only through `uplink`, from `source`.
 
-    `mark` is its firewall mark (HostNetwork.fwmark), which keeps it out of the tunnel. Raises
-    PathError, with the kernel's errno, when the uplink, its address or the route has gone.
+    With one lane the socket is connected to `remote`, with more there is a `peer`, and ICMP errors
+    are in the error queues. `mark` is their firewall mark (HostNetwork.fwmark), which keeps them
+    out of the tunnel. Raises PathError, with the kernel's errno, when the uplink, its address or
+    the route has gone.
     """
-    sock = socket.socket(_family(source), socket.SOCK_DGRAM)
+
+    def prepare() -> socket.socket:
+        sock = _new_socket(source, dual=False)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, uplink.encode() + b"\0")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+            if lanes > 1:
+                _queue_errors(sock)
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
     try:
-        if sock.family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, uplink.encode() + b"\0")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
-        _tune(sock)
-        sock.bind((source, 0))
-        sock.connect(remote)
+        (first,) = bind_group(prepare, (source, 0), 1)
+        with contextlib.ExitStack() as opened:
+            opened.enter_context(first)
+            first.connect(remote)  # is there a route?
+            if lanes == 1:
+                opened.pop_all()
+                return SocketGroup((first,))
+        return SocketGroup(bind_group(prepare, (source, 0), lanes), remote)
     except OSError as error:
-        sock.close()
         code = error.errno or errno.EIO
         where = f"{uplink} ({source}) to {_text(*remote)}"
         raise PathError(code, f"no path over {where}: {os.strerror(code)}") from error
-    return sock
 
 
-def open_listen_socket(address: str, port: int) -> socket.socket:
-    """The gateway's socket. "::" listens on both IP versions, any other address on its own.
+def open_listener(address: str, port: int, lanes: int = 1) -> SocketGroup:
+    """The gateway's sockets. "::" listens on both IP versions, any other address on its own.
 
     On a host with several addresses give each its own listen entry: behind a wildcard the kernel,
     not the client, chooses which address the replies leave from. A dual-stack socket shows IPv4
     peers as ::ffff:a.b.c.d. Raises ListenError, naming address and port.
     """
-    sock = socket.socket(_family(address), socket.SOCK_DGRAM)
+    dual = ipaddress.ip_address(address).is_unspecified
     try:
-        if sock.family == socket.AF_INET6:
-            dual = ipaddress.ip_address(address).is_unspecified
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual else 1)
-        _tune(sock)
-        sock.bind((address, port))
+        return SocketGroup(
+            bind_group(lambda: _new_socket(address, dual), (address, port), lanes)
+        )
     except OSError as error:
-        sock.close()
         raise _listen_error(address, port, error.errno or errno.EIO) from error
-    return sock
 
 
 def _listen_error(address: str, port: int, code: int) -> ListenError:
@@ -89,9 +103,26 @@ def _listen_error(address: str, port: int, code: int) -> ListenError:
     return ListenError(code, f"cannot listen on UDP {_text(address, port)}: {reason}")
 
 
-def _family(address: str) -> socket.AddressFamily:
+def _new_socket(address: str, dual: bool) -> socket.socket:
+    """A socket for the IP version of `address`, or for both."""
     six = ipaddress.ip_address(address).version == 6
-    return socket.AF_INET6 if six else socket.AF_INET
+    sock = socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        if six:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual else 1)
+        _tune(sock)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _queue_errors(sock: socket.socket) -> None:
+    """Be told of ICMP errors without being connected."""
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
 
 
 def _tune(sock: socket.socket) -> None:
