@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -15,11 +17,13 @@ from bench.link import Link
 from lab.capture import Datagram, Listener, Sender
 from lab.daemons import INNER, PORT, Daemon, Pair
 from lab.flows import Datagrams, exchange, run_all
-from lab.namespace import Namespace
+from lab.namespace import Namespace, ip
 from lab.stage import Watch, until
 from lab.topology import OUTSIDE, Lab
 
 from jvpnd.core.wire import PacketType
+from jvpnd.transport.group import SocketGroup
+from jvpnd.transport.udp import open_listener
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -29,6 +33,8 @@ ONLY_ETH0 = '[uplinks]\ninterfaces = ["eth0"]\n'
 OFTEN = "max_switches_per_minute = 600\nswitch_cooldown_ms = 0\n"
 GATEWAY = (OUTSIDE[4], PORT)
 REPLAYS = 20
+UDP_GRO = 104  # linux/udp.h
+DATAGRAMS = 400
 
 
 @contextlib.contextmanager
@@ -111,6 +117,68 @@ def test_a_client_hears_its_gateway_only(link: Link) -> None:
             sender.send((host, int(port)), [b"\x08\x01" + bytes(60), b"\x07" + bytes(60)] * 10)
         until(lambda: dropped(pair.client, "foreign") == 20, "all are counted")
         exchange(link.client, link.gateway, INNER["gateway"][0], 1, 100_000)
+
+
+@contextlib.contextmanager
+def behind_a_router() -> Iterator[tuple[Namespace, Namespace, Namespace]]:
+    """Two hosts and a router between them, who all handle datagrams singly but for GRO. Without
+    the router the sender's kernel would tell the receiver's which socket each one is from."""
+    with Namespace("near") as near, Namespace("router") as router, Namespace("far") as far:
+        router.sysctl("net.ipv4.ip_forward", "1")
+        router.sysctl("net.ipv6.conf.all.forwarding", "1")
+        for number, host in enumerate((near, far), start=1):
+            port = f"eth{number}"
+            ip(
+                *("link", "add", port, "netns", router.name, "type", "veth"),
+                *("peer", "name", "eth0", "netns", host.name),
+            )
+            for end, device, last in ((router, port, 1), (host, "eth0", 2)):
+                end.run("ethtool", "-K", device, "tx", "off", "gso", "off", "gro", "on")
+                end.ip("addr", "add", f"10.0.{number}.{last}/24", "dev", device)
+                end.ip("addr", "add", f"fd0{number}::{last}/64", "dev", device, "nodad")
+                end.ip("link", "set", device, "up")
+            host.ip("route", "add", "default", "via", f"10.0.{number}.1")
+            host.ip("-6", "route", "add", "default", "via", f"fd0{number}::1")
+        yield near, router, far
+
+
+@pytest.mark.parametrize(("near", "far"), [("10.0.1.2", "10.0.2.2"), ("fd01::2", "fd02::2")])
+def test_a_receiver_that_joins_datagrams_does_not_join_lanes(near: str, far: str) -> None:
+    """A batch of GRO goes to one socket: with another lane's in it they would be lost."""
+    with behind_a_router() as (sender, router, receiver), contextlib.ExitStack() as opened:
+        into = opened.enter_context(receiver.within(lambda: open_listener(far, PORT, 2)))
+        out = opened.enter_context(sender.within(lambda: open_listener(near, 0, 2)))
+        for sock in into.sockets:
+            sock.setsockopt(socket.SOL_UDP, UDP_GRO, 1)
+        out.limit_unsent(8 << 20)
+
+        def send(lane: int) -> None:
+            out.sockets[lane].sendto(of_lane(lane), (far, PORT))
+
+        send(0)
+        assert take(into) == 1  # they know each other's addresses now
+        queue = ("dev", "eth2", "root", "tbf", "burst", "2k", "limit", "8m", "rate")
+        router.run("tc", "qdisc", "add", *queue, "8kbit")  # wait here, all of you
+        for number in range(DATAGRAMS):
+            send(number // 8 % 2)
+        router.run("tc", "qdisc", "change", *queue, "10gbit")
+        batches, seen = 0, 0
+        while seen < DATAGRAMS:
+            batches, seen = batches + 1, seen + take(into)
+    assert batches < DATAGRAMS / 2, "next to nothing was joined: this tests nothing"
+
+
+def of_lane(lane: int) -> bytes:
+    return bytes([PacketType.DATA, lane]) * 500
+
+
+def take(group: SocketGroup) -> int:
+    """Datagrams in a batch, which must be of its socket's lane."""
+    ready, _, _ = select.select(group.sockets, [], [], 10)
+    assert ready, "datagrams are lost"
+    batch, one = ready[0].recv(1 << 16), of_lane(group.sockets.index(ready[0]))
+    assert batch == one * (len(batch) // len(one)), "lanes are mixed"
+    return len(batch) // len(one)
 
 
 # --- with two uplinks, address translation and an attacker on the way ---

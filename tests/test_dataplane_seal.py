@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jvpnd.core.wire import HEADER, MAX_COUNTER, MIN_SEALED_LEN, PacketType, Suite, data_nonce
 from jvpnd.dataplane.counters import Drop
-from jvpnd.dataplane.seal import MAX_LANES, Opener, Sealer, cipher
+from jvpnd.dataplane.seal import ALL_LANES, MAX_LANES, Opener, Sealer, cipher
 from jvpnd.dataplane.span import Assembly
 
 KEY = bytes(range(32))
@@ -28,8 +28,10 @@ def seal(sealer: Sealer, *plains: bytes) -> list[bytes]:
 class Counted(Opener):
     """An opener with counters and memory of its own."""
 
-    def __init__(self, suite: Suite = Suite.AES_256_GCM, index: int = 9) -> None:
-        super().__init__(suite, KEY, index, Assembly())
+    def __init__(
+        self, suite: Suite = Suite.AES_256_GCM, index: int = 9, own: range = ALL_LANES
+    ) -> None:
+        super().__init__(suite, KEY, index, Assembly(), own)
         self.drops = memoryview(bytearray(256)).cast("Q")
 
     def open(self, batch: bytes, stride: int = 0) -> tuple[list[bytes], int]:
@@ -97,6 +99,31 @@ def test_lanes_are_bounded() -> None:
     packet = seal(Sealer(Suite.AES_256_GCM, KEY, 9, MAX_LANES), b"x")[0]
     assert opener.open(packet)[0] == []
     assert opener.dropped == {"MALFORMED": 1}
+
+
+def test_lanes_of_another_worker_are_refused_and_counted() -> None:
+    """Its window would not know what was seen here."""
+    opener = Counted(own=range(1, MAX_LANES, 3))
+    packets = [seal(Sealer(Suite.AES_256_GCM, KEY, 9, n), b"x")[0] for n in range(MAX_LANES)]
+    taken = [lane for lane, packet in enumerate(packets) if opener.open(packet)[0]]
+    assert taken == [1, 4, 7, 10, 13]
+    assert opener.dropped == {"WRONG_LANE": 11}
+    packet = bytearray(packets[2])
+    packet[3] = 5  # nor are parts of its records kept here
+    assert opener.open(bytes(packet))[0] == []
+    assert opener.dropped == {"WRONG_LANE": 12}
+
+
+def test_wrong_lane_in_a_batch_costs_only_itself() -> None:
+    opener = Counted(own=range(0, MAX_LANES, 2))
+    batch = [seal(Sealer(Suite.AES_256_GCM, KEY, 9, lane), b"x")[0] for lane in (0, 1, 2, 3)]
+    size, data, found = len(batch[0]), b"".join(batch), 0
+    at = 0
+    while at < len(data):  # as the worker does
+        opened, end = opener.open(data[at:], size)
+        found, at = found + len(opened), at + end
+    assert found == 2
+    assert opener.dropped == {"WRONG_LANE": 2}
 
 
 def test_counter_beyond_the_limit_is_refused_however_well_sealed() -> None:
