@@ -7,117 +7,36 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from time import monotonic_ns
-from typing import Any, Final
+from typing import Final
 
 from jvpnd.core.offloads import Offloads
 from jvpnd.core.wire import (
-    FLAG_REPORT,
     FRAME,
     FRAME_LEN,
     HEADER_LEN,
-    MAX_PARTS,
-    MAX_SEND,
     MAX_SUPER_SLICES,
-    REPORT,
     TAG_LEN,
     Suite,
     datagram_len,
     datagrams_a_send,
 )
 from jvpnd.dataplane import vnet
-from jvpnd.dataplane.clean import REPORT_EVERY_MS, SILENT_AFTER_MS, CleanRun
-from jvpnd.dataplane.counters import (
-    LAST_TX_MS,
-    PEER_MISSING,
-    PEER_RECORDS,
-    PEER_TOLD_MS,
-    RX_MISSING,
-    RX_RECORDS,
-    TX_BYTES,
-    TX_PACKETS,
-    TX_SPANS,
-    Counters,
-    Drop,
-    monotonic_ms,
-    slot_base,
-)
-from jvpnd.dataplane.messages import Remote, Report, ReportKind, address_of
+from jvpnd.dataplane.counters import Counters, Drop, slot_base
+from jvpnd.dataplane.messages import Remote, Report, address_of
 from jvpnd.dataplane.networks import PrefixTable
+from jvpnd.dataplane.outlet import Binding, Outlet
 from jvpnd.dataplane.seal import MAX_RECORD, OVERHEAD, Cut, Sealer
 from jvpnd.dataplane.segment import plan_cut, settle_checksum
-from jvpnd.dataplane.span import SpanBuffers
 
 MAX_READS: Final = 64  # frames a turn, before commands are looked at again
-MAX_MESSAGE: Final = MAX_RECORD + OVERHEAD  # a record on a transport that keeps messages whole
 WAITED_NS: Final = 10_000  # no work for so long: one packet has come, do not look for a second
 DEFAULT_MTU: Final = 1280
-SEND_WAIT_MS: Final = 10
-ERROR_EVERY_MS: Final = 10
 
-_UDP_SEGMENT: Final = 103  # linux/udp.h
-_GSO_REFUSED: Final = (errno.EIO, errno.EINVAL, errno.EMSGSIZE)
 _TUN_GONE: Final = (errno.EBADFD, errno.EIO, errno.EFAULT)
-_U16 = struct.Struct("=H")
 _V4_DESTINATION = struct.Struct("16x4s")
 _V6_DESTINATION = struct.Struct("24x16s")
-
-
-@dataclass(slots=True, eq=False)
-class _Binding:
-    """The one way out of a slot."""
-
-    slot: int
-    counters_at: int
-    sealer: Sealer
-    socket_id: int
-    socket: socket.socket
-    address: Any  # None where the socket is connected
-    datagrams: bool  # else a relay that keeps records of any length whole
-    gso: bool
-    clean: CleanRun = field(default_factory=CleanRun)
-    next_look_ms: int = 0
-    told_ms: int = 0
-    next_error_ms: int = 0
-
-    def send(self, data: Sequence[memoryview], ancillary: Sequence[Any] = ()) -> None:
-        if self.address is None:
-            self.socket.sendmsg(data, ancillary)
-        else:
-            self.socket.sendmsg(data, ancillary, 0, self.address)
-
-
-class _Batch:
-    """Datagrams sealed for one binding that go out in one send, all `stride` bytes long but the
-    last, which may be shorter. `packets` and `octets` are the inner ones in it."""
-
-    __slots__ = ("binding", "count", "end", "memory", "octets", "packets", "stride")
-
-    def __init__(self) -> None:
-        self.memory = memoryview(bytearray(MAX_MESSAGE))
-        self.binding: _Binding | None = None
-        self.clear()
-
-    def clear(self) -> None:
-        self.stride = self.count = self.end = self.packets = self.octets = 0
-
-    def room(self, binding: _Binding, size: int) -> int:
-        """How many datagrams of `size` can be put behind those that are here."""
-        if self.count == 0:
-            self.binding = binding
-            self.stride = size
-            return min(MAX_PARTS, MAX_SEND // size) if binding.datagrams else 1
-        if (
-            binding is not self.binding
-            or size > self.stride
-            or self.end % self.stride
-            or not binding.datagrams
-        ):
-            return 0
-        full = min(MAX_PARTS - self.count, (MAX_SEND - self.end) // self.stride)
-        return full if size == self.stride else min(full, 1)  # a shorter one is the last
 
 
 class Uplink:
@@ -138,19 +57,16 @@ class Uplink:
         self._tun_fd = tun_fd
         self._offloads = offloads
         self._lane = lane
-        self._report = report
-        self._words = counters.words
         self._drops = counters.drops_of("uplink")
         self._head = memoryview(bytearray(vnet.HEADER_LEN if offloads.vnet else 0))
         self._plain = memoryview(bytearray(2 * MAX_RECORD))
-        self._record: _Binding | None = None  # whom _plain[_begin:_end] is for
+        self._record: Binding | None = None  # whom _plain[_begin:_end] is for
         self._begin = self._end = 0
         self._limit = 0  # the longest that it may become
         self._packets = self._octets = 0
-        self._batch = _Batch()
-        self._span_buffers = SpanBuffers()
+        self._outlet = Outlet(counters, offloads.spans, report)
         self._sockets: dict[int, socket.socket] = {}
-        self._bindings: dict[int, _Binding] = {}
+        self._bindings: dict[int, Binding] = {}
         self._routes: PrefixTable[int] = PrefixTable()
         self._paused = False
         self.set_mtu(DEFAULT_MTU)
@@ -181,7 +97,7 @@ class Uplink:
     ) -> None:
         out = self._sockets[socket_id]
         is_udp = out.family in (socket.AF_INET, socket.AF_INET6) and out.type == socket.SOCK_DGRAM
-        self._bindings[slot] = _Binding(
+        self._bindings[slot] = Binding(
             slot=slot,
             counters_at=slot_base(slot),
             sealer=Sealer(Suite(suite), bytes.fromhex(key), index, self._lane),
@@ -245,8 +161,7 @@ class Uplink:
                 break
             at = carry(at, at + FRAME_LEN + size - vnet_len)
         self._seal_record()
-        if self._batch.count:
-            self._flush()
+        self._outlet.flush()
 
     def _carry(self, at: int, end: int) -> int:
         """Take the packet behind _plain[at + FRAME_LEN] for the slot that its destination belongs
@@ -290,7 +205,7 @@ class Uplink:
 
     def _append(
         self,
-        binding: _Binding,
+        binding: Binding,
         at: int,
         end: int,
         flags: int,
@@ -307,7 +222,7 @@ class Uplink:
             self._record, self._begin = binding, at
             if not binding.datagrams:
                 self._limit = MAX_RECORD
-            elif binding.clean.spans and binding.gso:
+            elif binding.spans:
                 self._limit = self._span_limit
             else:
                 self._limit = self._one_limit
@@ -320,157 +235,24 @@ class Uplink:
         self._seal_record()
         return 0
 
-    def _take_super(self, binding: _Binding, at: int, cut: Cut) -> int:
+    def _take_super(self, binding: Binding, at: int, cut: Cut) -> int:
         """Send a super-packet whole where a lost datagram is not to be feared, else in slices."""
         whole = not binding.datagrams or (
-            binding.clean.spans and binding.gso and cut.end - at <= self._span_limit
+            binding.spans and cut.end - at <= self._span_limit
         )
         if whole and cut.count <= MAX_SUPER_SLICES:
             return self._append(
                 binding, at, cut.end, 0, cut.gso_size, cut.count, len(cut.header)
             )
         self._seal_record()
-        self._send_cut(binding, cut)
+        self._outlet.send_slices(binding, self._plain, cut)
         return 0
 
     def _seal_record(self) -> None:
-        """Seal the record of frames, if there is one, into the batch or over several datagrams."""
+        """Hand on the record of frames, if there is one."""
         binding, self._record = self._record, None
-        if binding is None:
-            return
-        plain = self._plain[self._begin : self._end]
-        packets, octets = self._packets, self._octets
-        self._packets = self._octets = 0
-        size = len(plain) + OVERHEAD
-        batch = self._batch
-        if binding.datagrams and size > self._datagram_len:
-            if batch.count:
-                self._flush()
-            pieces = binding.sealer.seal_span(plain, self._datagram_len, self._span_buffers)
-            self._words[binding.counters_at + TX_SPANS] += 1
-            stride = HEADER_LEN + len(pieces[1])
-            self._send(binding, pieces, stride, len(pieces) // 2, packets, octets)
-            return
-        while batch.room(binding, size) <= 0:  # a flush may leave a report behind
-            self._flush()
-        batch.end = binding.sealer.seal(plain, batch.memory, batch.end)
-        batch.count += 1
-        batch.packets += packets
-        batch.octets += octets
-
-    def _send_cut(self, binding: _Binding, cut: Cut) -> None:
-        batch = self._batch
-        per_packet = FRAME_LEN + OVERHEAD
-        size = len(cut.header) + cut.gso_size + per_packet
-        first = 0
-        while first < cut.count:
-            room = batch.room(binding, size)
-            if room <= 0:
-                if not batch.count:
-                    self._drops[Drop.TOO_BIG] += cut.count - first
-                    return
-                self._flush()
-                continue
-            stop = min(first + room, cut.count)
-            begin = batch.end
-            batch.end = binding.sealer.seal_slices(
-                self._plain, cut, first, stop, batch.memory, begin
-            )
-            batch.count += stop - first
-            batch.packets += stop - first
-            batch.octets += batch.end - begin - (stop - first) * per_packet
-            first = stop
-
-    def _flush(self) -> None:
-        """Send the batch."""
-        batch = self._batch
-        binding, data, stride = batch.binding, batch.memory[: batch.end], batch.stride
-        count, packets, octets = batch.count, batch.packets, batch.octets
-        batch.clear()
-        assert binding is not None
-        self._send(binding, (data,), stride, count, packets, octets)
-
-    def _send(
-        self,
-        binding: _Binding,
-        data: Sequence[memoryview],
-        stride: int,
-        count: int,
-        packets: int,
-        octets: int,
-    ) -> None:
-        """Send `count` datagrams of `stride` bytes, the last one maybe shorter: in one go where the
-        kernel cuts them, else one by one. `data` is all of them, or header and body by turns."""
-        if count == 1:
-            self._account(binding, packets, octets, self._try_send(binding, data))
-            return
-        if binding.gso:
-            segment = (socket.SOL_UDP, _UDP_SEGMENT, _U16.pack(stride))
-            error = self._try_send(binding, data, (segment,))
-            if error not in _GSO_REFUSED:
-                self._account(binding, packets, octets, error)
-                return
-            binding.gso = False  # the path's MTU, or the device behind it, rules it out
-        for left in range(count, 0, -1):
-            if len(data) == 1:
-                at = (count - left) * stride
-                one: Sequence[memoryview] = (data[0][at : at + stride],)
-            else:
-                at = 2 * (count - left)
-                one = data[at : at + 2]
-            # shares that add up to what was sent
-            some, more = -(-packets // left), -(-octets // left)
-            packets, octets = packets - some, octets - more
-            self._account(binding, some, more, self._try_send(binding, one))
-
-    def _try_send(
-        self, binding: _Binding, data: Sequence[memoryview], ancillary: Sequence[Any] = ()
-    ) -> int:
-        """errno of the send, 0 if it went out. Waits once, and briefly, for a full socket."""
-        try:
-            try:
-                binding.send(data, ancillary)
-            except BlockingIOError:
-                poll = select.poll()
-                poll.register(binding.socket, select.POLLOUT)
-                poll.poll(SEND_WAIT_MS)
-                binding.send(data, ancillary)
-        except OSError as error:
-            return error.errno or errno.EIO
-        return 0
-
-    def _account(self, binding: _Binding, packets: int, octets: int, error: int) -> None:
-        now_ms = monotonic_ms()
-        if not error:
-            words, at = self._words, binding.counters_at
-            words[at + TX_PACKETS] += packets
-            words[at + TX_BYTES] += octets
-            words[at + LAST_TX_MS] = now_ms
-            if now_ms >= binding.next_look_ms:
-                self._exchange_reports(binding, now_ms)
-        elif error in (errno.EAGAIN, errno.ENOBUFS):
-            self._drops[Drop.SEND_BUFFER] += packets
-        else:
-            self._drops[Drop.SEND_ERROR] += packets
-            if now_ms >= binding.next_error_ms:
-                binding.next_error_ms = now_ms + ERROR_EVERY_MS
-                self._report(Report(ReportKind.SEND_ERROR, binding.slot, error))
-
-    def _exchange_reports(self, binding: _Binding, now_ms: int) -> None:
-        """Tell the peer what came from it, and hear what it said of ours."""
-        binding.next_look_ms = now_ms + REPORT_EVERY_MS
-        words, at = self._words, binding.counters_at
-        told_ms = words[at + PEER_TOLD_MS]
-        if now_ms - told_ms > SILENT_AFTER_MS:
-            binding.clean.silent()
-        elif told_ms != binding.told_ms and self._offloads.spans:
-            binding.told_ms = told_ms
-            binding.clean.told(words[at + PEER_RECORDS], words[at + PEER_MISSING])
-        frame = memoryview(bytearray(FRAME_LEN + REPORT.size))
-        FRAME.pack_into(frame, 0, FLAG_REPORT, REPORT.size, 0)
-        REPORT.pack_into(frame, FRAME_LEN, words[at + RX_RECORDS], words[at + RX_MISSING])
-        if self._batch.count:
-            self._flush()
-        self._batch.room(binding, len(frame) + OVERHEAD)
-        self._batch.end = binding.sealer.seal(frame, self._batch.memory, 0)
-        self._batch.count = 1
+        if binding is not None:
+            plain = self._plain[self._begin : self._end]
+            packets, octets = self._packets, self._octets
+            self._packets = self._octets = 0
+            self._outlet.send_record(binding, plain, self._datagram_len, packets, octets)

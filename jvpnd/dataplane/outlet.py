@@ -1,0 +1,262 @@
+"""Sealed records to transports: many datagrams in one send, and a report now and then."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import select
+import socket
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from jvpnd.core.wire import (
+    FLAG_REPORT,
+    FRAME,
+    FRAME_LEN,
+    HEADER_LEN,
+    MAX_PARTS,
+    MAX_SEND,
+    REPORT,
+)
+from jvpnd.dataplane.clean import REPORT_EVERY_MS, SILENT_AFTER_MS, CleanRun
+from jvpnd.dataplane.counters import (
+    LAST_TX_MS,
+    PEER_MISSING,
+    PEER_RECORDS,
+    PEER_TOLD_MS,
+    RX_MISSING,
+    RX_RECORDS,
+    TX_BYTES,
+    TX_PACKETS,
+    TX_SPANS,
+    Counters,
+    Drop,
+    monotonic_ms,
+)
+from jvpnd.dataplane.messages import Report, ReportKind
+from jvpnd.dataplane.seal import MAX_RECORD, OVERHEAD, Cut, Sealer
+from jvpnd.dataplane.span import SpanBuffers
+
+MAX_MESSAGE: Final = MAX_RECORD + OVERHEAD  # a record on a transport that keeps messages whole
+SEND_WAIT_MS: Final = 10
+ERROR_EVERY_MS: Final = 10
+
+_UDP_SEGMENT: Final = 103  # linux/udp.h
+_GSO_REFUSED: Final = (errno.EIO, errno.EINVAL, errno.EMSGSIZE)
+_U16 = struct.Struct("=H")
+
+
+@dataclass(slots=True, eq=False)
+class Binding:
+    """The one way out of a slot."""
+
+    slot: int
+    counters_at: int
+    sealer: Sealer
+    socket_id: int
+    socket: socket.socket
+    address: Any  # None where the socket is connected
+    datagrams: bool  # else a relay that keeps records of any length whole
+    gso: bool
+    clean: CleanRun = field(default_factory=CleanRun)
+    next_look_ms: int = 0
+    told_ms: int = 0
+    next_error_ms: int = 0
+
+    @property
+    def spans(self) -> bool:
+        """Whether a record may span datagrams now."""
+        return self.gso and self.clean.spans
+
+    def send(self, data: Sequence[memoryview], ancillary: Sequence[Any] = ()) -> None:
+        if self.address is None:
+            self.socket.sendmsg(data, ancillary)
+        else:
+            self.socket.sendmsg(data, ancillary, 0, self.address)
+
+
+class _Batch:
+    """Datagrams sealed for one binding that go out in one send, all `stride` bytes long but the
+    last, which may be shorter. `packets` and `octets` are the inner ones in it."""
+
+    __slots__ = ("binding", "count", "end", "memory", "octets", "packets", "stride")
+
+    def __init__(self) -> None:
+        self.memory = memoryview(bytearray(MAX_MESSAGE))
+        self.binding: Binding | None = None
+        self.clear()
+
+    def clear(self) -> None:
+        self.stride = self.count = self.end = self.packets = self.octets = 0
+
+    def room(self, binding: Binding, size: int) -> int:
+        """How many datagrams of `size` can be put behind those that are here."""
+        if self.count == 0:
+            self.binding = binding
+            self.stride = size
+            return min(MAX_PARTS, MAX_SEND // size) if binding.datagrams else 1
+        if (
+            binding is not self.binding
+            or size > self.stride
+            or self.end % self.stride
+            or not binding.datagrams
+        ):
+            return 0
+        full = min(MAX_PARTS - self.count, (MAX_SEND - self.end) // self.stride)
+        return full if size == self.stride else min(full, 1)  # a shorter one is the last
+
+
+class Outlet:
+    """Seals records and sends them. Datagrams wait in a batch for others of their size: `flush`
+    sends what waits. `packets` and `octets` are the inner ones of a record, for the counters."""
+
+    def __init__(
+        self, counters: Counters, spans: bool, report: Callable[[Report], None]
+    ) -> None:
+        self._words = counters.words
+        self._drops = counters.drops_of("uplink")
+        self._report = report
+        self._may_span = spans
+        self._batch = _Batch()
+        self._span_buffers = SpanBuffers()
+        self._report_memory = memoryview(bytearray(FRAME_LEN + REPORT.size + OVERHEAD))
+
+    def send_record(
+        self, binding: Binding, plain: memoryview, size: int, packets: int, octets: int
+    ) -> None:
+        """Seal one record, over several datagrams where it does not fit into `size` bytes."""
+        batch = self._batch
+        length = len(plain) + OVERHEAD
+        if binding.datagrams and length > size:
+            self.flush()
+            pieces = binding.sealer.seal_span(plain, size, self._span_buffers)
+            self._words[binding.counters_at + TX_SPANS] += 1
+            stride = HEADER_LEN + len(pieces[1])
+            self._send(binding, pieces, stride, len(pieces) // 2, packets, octets)
+            return
+        if batch.room(binding, length) <= 0:
+            self.flush()
+            batch.room(binding, length)
+        batch.end = binding.sealer.seal(plain, batch.memory, batch.end)
+        batch.count += 1
+        batch.packets += packets
+        batch.octets += octets
+
+    def send_slices(self, binding: Binding, frame: memoryview, cut: Cut) -> None:
+        """Seal a super-packet slice by slice, a record and a datagram each."""
+        batch = self._batch
+        per_packet = FRAME_LEN + OVERHEAD
+        size = len(cut.header) + cut.gso_size + per_packet
+        first = 0
+        while first < cut.count:
+            room = batch.room(binding, size)
+            if room <= 0:
+                if not batch.count:
+                    self._drops[Drop.TOO_BIG] += cut.count - first
+                    return
+                self.flush()
+                continue
+            stop = min(first + room, cut.count)
+            begin = batch.end
+            batch.end = binding.sealer.seal_slices(
+                frame, cut, first, stop, batch.memory, begin
+            )
+            batch.count += stop - first
+            batch.packets += stop - first
+            batch.octets += batch.end - begin - (stop - first) * per_packet
+            first = stop
+
+    def flush(self) -> None:
+        """Send what waits."""
+        batch = self._batch
+        if not batch.count:
+            return
+        binding, data, stride = batch.binding, batch.memory[: batch.end], batch.stride
+        count, packets, octets = batch.count, batch.packets, batch.octets
+        batch.clear()
+        assert binding is not None
+        self._send(binding, (data,), stride, count, packets, octets)
+
+    def _send(
+        self,
+        binding: Binding,
+        data: Sequence[memoryview],
+        stride: int,
+        count: int,
+        packets: int,
+        octets: int,
+    ) -> None:
+        """Send `count` datagrams of `stride` bytes, the last one maybe shorter: in one go where the
+        kernel cuts them, else one by one. `data` is all of them, or header and body by turns."""
+        if count == 1:
+            self._account(binding, packets, octets, self._try_send(binding, data))
+            return
+        if binding.gso:
+            segment = (socket.SOL_UDP, _UDP_SEGMENT, _U16.pack(stride))
+            error = self._try_send(binding, data, (segment,))
+            if error not in _GSO_REFUSED:
+                self._account(binding, packets, octets, error)
+                return
+            binding.gso = False  # the path's MTU, or the device behind it, rules it out
+        for left in range(count, 0, -1):
+            if len(data) == 1:
+                at = (count - left) * stride
+                one: Sequence[memoryview] = (data[0][at : at + stride],)
+            else:
+                at = 2 * (count - left)
+                one = data[at : at + 2]
+            # shares that add up to what was sent
+            some, more = -(-packets // left), -(-octets // left)
+            packets, octets = packets - some, octets - more
+            self._account(binding, some, more, self._try_send(binding, one))
+
+    def _try_send(
+        self, binding: Binding, data: Sequence[memoryview], ancillary: Sequence[Any] = ()
+    ) -> int:
+        """errno of the send, 0 if it went out. Waits once, and briefly, for a full socket."""
+        try:
+            try:
+                binding.send(data, ancillary)
+            except BlockingIOError:
+                poll = select.poll()
+                poll.register(binding.socket, select.POLLOUT)
+                poll.poll(SEND_WAIT_MS)
+                binding.send(data, ancillary)
+        except OSError as error:
+            return error.errno or errno.EIO
+        return 0
+
+    def _account(self, binding: Binding, packets: int, octets: int, error: int) -> None:
+        now_ms = monotonic_ms()
+        if not error:
+            words, at = self._words, binding.counters_at
+            words[at + TX_PACKETS] += packets
+            words[at + TX_BYTES] += octets
+            words[at + LAST_TX_MS] = now_ms
+            if now_ms >= binding.next_look_ms:
+                self._exchange_reports(binding, now_ms)
+        elif error in (errno.EAGAIN, errno.ENOBUFS):
+            self._drops[Drop.SEND_BUFFER] += packets
+        else:
+            self._drops[Drop.SEND_ERROR] += packets
+            if now_ms >= binding.next_error_ms:
+                binding.next_error_ms = now_ms + ERROR_EVERY_MS
+                self._report(Report(ReportKind.SEND_ERROR, binding.slot, error))
+
+    def _exchange_reports(self, binding: Binding, now_ms: int) -> None:
+        """Tell the peer what came from it, and hear what it said of ours."""
+        binding.next_look_ms = now_ms + REPORT_EVERY_MS
+        words, at = self._words, binding.counters_at
+        told_ms = words[at + PEER_TOLD_MS]
+        if now_ms - told_ms > SILENT_AFTER_MS:
+            binding.clean.silent()
+        elif told_ms != binding.told_ms and self._may_span:
+            binding.told_ms = told_ms
+            binding.clean.told(words[at + PEER_RECORDS], words[at + PEER_MISSING])
+        frame = FRAME.pack(FLAG_REPORT, REPORT.size, 0)
+        frame += REPORT.pack(words[at + RX_RECORDS], words[at + RX_MISSING])
+        end = binding.sealer.seal(memoryview(frame), self._report_memory, 0)
+        with contextlib.suppress(OSError):  # the next one says it all again
+            binding.send((self._report_memory[:end],))
