@@ -35,7 +35,7 @@ from twoplanes import transfer as blocking_transfer
 
 from jvpnd.core.offloads import Offloads
 from jvpnd.core.wire import HEADER, MAX_CONTROL_LEN, Suite
-from jvpnd.dataplane import downlink
+from jvpnd.dataplane.early import MAX_HELD
 from jvpnd.dataplane.plane import DataPlane, DataPlaneError
 
 NO_SUPER = Offloads(vnet=True, tso=False, uso=False, udp_gso=False, udp_gro=False)
@@ -385,11 +385,11 @@ async def test_early_data_is_bounded_and_expires() -> None:
         key = secrets.token_bytes(32)
         one.plane.bind_send(0, 7, Suite.AES_256_GCM, key, 1, two.address)
         with one.udp() as sender, two.udp() as receiver:
-            for _ in range(downlink.MAX_HELD + 10):
+            for _ in range(MAX_HELD + 10):
                 sender.sendto(bytes(1000), receiver.getsockname())  # a datagram each
             await until(lambda: two.dropped("early_overflow") >= 10, "bounded")
             await until(
-                lambda: two.dropped("early_expired") == downlink.MAX_HELD, "forgotten in time"
+                lambda: two.dropped("early_expired") == MAX_HELD, "forgotten in time"
             )
             two.plane.bind_receive(0, 7, Suite.AES_256_GCM, key, ANY, 1, one.address)
             sender.sendto(b"late", receiver.getsockname())

@@ -27,7 +27,7 @@ from jvpnd.transport.udp import ListenError, PathError, open_listener, open_path
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 TUNGETIFF, TUNSETOFFLOAD, IFF_VNET_HDR = 0x800454D2, 0x400454D0, 0x4000
-RECEIVE_BUFFER = 2 * 4 * 2**20  # the kernel doubles what it is asked for
+RECEIVE_BUFFER = 2 * 8 * 2**20  # the kernel doubles what it is asked for
 
 
 # TUN
@@ -79,8 +79,10 @@ def flags_of(fd: int) -> int:
 @in_namespace
 def test_what_is_disabled_is_not_asked_for() -> None:
     full = open_tun("jx0").offloads
-    for number, name in enumerate(("tso", "uso", "udp_gso", "udp_gro"), start=1):
+    for number, name in enumerate(("tso", "uso", "udp_gro", "spans"), start=1):
         assert open_tun(f"jx{number}", disabled={name}).offloads == replace(full, **{name: False})
+    single = open_tun("jx8", disabled={"udp_gso"})
+    assert single.offloads == replace(full, udp_gso=False, spans=False)
     plain = open_tun("jx9", disabled={"vnet"})
     assert plain.offloads == replace(full, vnet=False, tso=False, uso=False)
     assert not flags_of(plain.fd) & IFF_VNET_HDR
@@ -146,7 +148,7 @@ def test_old_udp_sockets_are_taken_as_they_are() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket, "socket", Old)
         tun = open_tun("jx1")
-    assert tun.offloads == replace(full, udp_gso=False, udp_gro=False)
+    assert tun.offloads == replace(full, udp_gso=False, udp_gro=False, spans=False)
 
 
 @in_namespace

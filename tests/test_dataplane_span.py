@@ -169,3 +169,24 @@ def test_forged_parts_of_one_session_do_not_push_out_those_of_another() -> None:
         forged = HEADER.pack(8, 0, 0 | 5 << 8, 10, counter) + bytes(MIN_SEALED_LEN)
         bad.take(forged, len(forged))
     assert good.take(b"".join(parts[3:])) == [bytes(1000)]
+
+
+def test_parts_of_a_record_that_never_becomes_whole_are_given_up_in_time() -> None:
+    receiver = Receiver()
+    parts = span(new_sealer(), bytes(1000))
+    assert receiver.take(b"".join(parts[:3])) == []
+    receiver.assembly.sweep(receiver.drops)
+    assert receiver.assembly.unfinished == 1
+    receiver.assembly.sweep(receiver.drops)
+    assert receiver.assembly.unfinished == 0
+    assert receiver.dropped == {"INCOMPLETE": 3}
+
+
+def test_a_record_that_becomes_whole_between_two_sweeps_is_not_given_up() -> None:
+    receiver = Receiver()
+    parts = span(new_sealer(), bytes(1000))
+    assert receiver.take(b"".join(parts[:3])) == []
+    receiver.assembly.sweep(receiver.drops)
+    assert receiver.take(b"".join(parts[3:])) == [bytes(1000)]
+    receiver.assembly.sweep(receiver.drops)
+    assert not receiver.dropped

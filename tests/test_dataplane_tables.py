@@ -24,7 +24,7 @@ from jvpnd.dataplane.counters import (
     total_drops,
     total_of,
 )
-from jvpnd.dataplane.downlink import MAX_HELD, MAX_HELD_BYTES, EarlyData, _Held
+from jvpnd.dataplane.early import MAX_HELD, MAX_HELD_BYTES, EarlyData, Held
 from jvpnd.dataplane.inner import checksum, complete_checksum, parse, source_of
 from jvpnd.dataplane.messages import (
     MAX_REPORT,
@@ -248,8 +248,8 @@ def test_slot_out_of_range_is_refused(slot: int) -> None:
 # --- early data ----------------------------------------------------------------------------
 
 
-def held(index: int, size: int = 10, until_ms: int = 1000) -> _Held:
-    return _Held(index, bytes(size), 0, ("", 0), until_ms)
+def held(index: int, size: int = 10, until_ms: int = 1000) -> Held:
+    return Held(index, bytes(size), 0, ("", 0), until_ms)
 
 
 def early() -> tuple[EarlyData, memoryview]:

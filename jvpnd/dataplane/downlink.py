@@ -6,7 +6,6 @@ import errno
 import os
 import select
 import socket
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic_ns
@@ -29,6 +28,7 @@ from jvpnd.dataplane.counters import (
     monotonic_ms,
     slot_base,
 )
+from jvpnd.dataplane.early import HOLD_MS, EarlyData, Held
 from jvpnd.dataplane.errqueue import errors_from
 from jvpnd.dataplane.join import Frame, Joiner
 from jvpnd.dataplane.messages import Remote, Report, ReportKind, remote_of
@@ -39,10 +39,6 @@ from jvpnd.dataplane.span import Assembly
 MAX_RECEIVES: Final = 16  # batches a socket and turn, so that no socket starves the others
 WAITED_NS: Final = 10_000  # no work for so long: one batch has come, do not look for a second
 MAX_BATCH: Final = MAX_RECORD + OVERHEAD  # a joined batch of datagrams is shorter than that
-MAX_HELD: Final = 128
-MAX_HELD_BYTES: Final = 256 * 1024
-MAX_EXPECTED: Final = 4096
-HOLD_MS: Final = 1000
 ELSEWHERE_EVERY_MS: Final = 20
 ERROR_EVERY_MS: Final = 10
 
@@ -76,67 +72,6 @@ class _Inlet:
     next_error_ms: int = 0
 
 
-@dataclass(slots=True)
-class _Held:
-    """A datagram of early data, waiting for its keys."""
-
-    index: int
-    data: bytes
-    socket_id: int
-    remote: Remote
-    until_ms: int
-
-
-class EarlyData:
-    """Datagrams that came before the keys for them, bounded in number, bytes and time."""
-
-    def __init__(self, drops: memoryview) -> None:
-        self._drops = drops
-        self._expected: set[int] = set()
-        self._held: deque[_Held] = deque()
-        self._octets = 0
-
-    def expect(self, index: int) -> None:
-        if len(self._expected) < MAX_EXPECTED:
-            self._expected.add(index)
-
-    def unexpect(self, index: int) -> None:
-        self._expected.discard(index)
-        kept = [held for held in self._held if held.index != index]
-        self._drops[Drop.EARLY_EXPIRED] += len(self._held) - len(kept)
-        self._keep(kept)
-
-    def offer(self, held: _Held) -> Drop | None:
-        """Hold a datagram; why not, if it is not."""
-        if held.index not in self._expected:
-            return Drop.UNKNOWN_INDEX
-        if len(self._held) >= MAX_HELD or self._octets + len(held.data) > MAX_HELD_BYTES:
-            return Drop.EARLY_OVERFLOW
-        self._held.append(held)
-        self._octets += len(held.data)
-        return None
-
-    def take(self, index: int) -> list[_Held]:
-        """The datagrams held for an index, which is expected no longer."""
-        self._expected.discard(index)
-        taken = [held for held in self._held if held.index == index]
-        self._keep([held for held in self._held if held.index != index])
-        return taken
-
-    def expire(self, now_ms: int) -> None:
-        while self._held and self._held[0].until_ms <= now_ms:
-            self._octets -= len(self._held.popleft().data)
-            self._drops[Drop.EARLY_EXPIRED] += 1
-
-    @property
-    def holding(self) -> bool:
-        return bool(self._held)
-
-    def _keep(self, kept: list[_Held]) -> None:
-        self._held = deque(kept)
-        self._octets = sum(len(held.data) for held in kept)
-
-
 class Downlink:
     """The state of a downlink worker; its methods named after commands carry them out."""
 
@@ -165,6 +100,7 @@ class Downlink:
         self._plain_view = memoryview(self._plain)
         self._plain_at = 0
         self._assembly = Assembly()
+        self._next_sweep_ms = 0
         self._epoll = select.epoll()
         self._joiner = Joiner(
             has_vnet=offloads.vnet,
@@ -234,7 +170,8 @@ class Downlink:
         self._epoll.register(channel_fd, select.EPOLLIN)
         done_ns = 0
         while True:
-            ready = self._epoll.poll(HOLD_MS / 4000 if self._early.holding else -1)
+            holding = self._early.holding or self._assembly.unfinished
+            ready = self._epoll.poll(HOLD_MS / 4000 if holding else -1)
             most = 1 if monotonic_ns() - done_ns > WAITED_NS else MAX_RECEIVES
             for fd, _events in ready:  # first: keys before packets
                 if fd == channel_fd and not take_commands():
@@ -246,8 +183,15 @@ class Downlink:
                     if events & select.EPOLLERR and inlet.peer is not None:
                         self._take_errors(inlet, inlet.peer)
             done_ns = monotonic_ns()
-            if self._early.holding:
-                self._early.expire(monotonic_ms())
+            if holding:
+                self._expire(monotonic_ms())
+
+    def _expire(self, now_ms: int) -> None:
+        """Give up what waits for something that does not come."""
+        self._early.expire(now_ms)
+        if now_ms >= self._next_sweep_ms:
+            self._next_sweep_ms = now_ms + HOLD_MS
+            self._assembly.sweep(self._drops)
 
     def drain(self, inlet: _Inlet, most: int = MAX_RECEIVES) -> None:
         """Take what a socket has, at most so many batches, and write all of it."""
@@ -295,7 +239,7 @@ class Downlink:
                 if binding is not None:
                     at = self._open(binding, batch, at, stride, socket_id, remote, now_ms)
                     continue
-                held = _Held(index, bytes(batch[at:end]), socket_id, remote, now_ms + HOLD_MS)
+                held = Held(index, bytes(batch[at:end]), socket_id, remote, now_ms + HOLD_MS)
                 reason = self._early.offer(held)
                 if reason is not None:
                     self._drops[reason] += 1

@@ -84,13 +84,14 @@ class SpanBuffers:
 class Assembly:
     """Puts records together from their parts, for all sessions of a worker.
 
-    Records of which parts have yet to come are bounded in number: the oldest gives way, and is
-    counted.
+    Records of which parts have yet to come are bounded in number (the oldest gives way) and in
+    time (`sweep`); those given up are counted.
     """
 
     def __init__(self) -> None:
         self._records: OrderedDict[tuple[int, int], dict[int, bytes]] = OrderedDict()
         self._of_index: dict[int, int] = {}
+        self._seen: set[tuple[int, int]] = set()  # at the last sweep
         self._batch: tuple[object, int, int] | None = None  # whose bodies `_bodies` are views of
         self._bodies: list[memoryview] = []
 
@@ -144,6 +145,12 @@ class Assembly:
         self._forget(key)
         return b"".join(parts[number] for number in range(len(parts)))
 
+    def sweep(self, drops: memoryview) -> None:
+        """Give up the records that were unfinished at the last sweep and still are."""
+        for key in self._seen & self._records.keys():
+            self._give_up(key, drops)
+        self._seen = set(self._records)
+
     def _make_room(self, index: int, drops: memoryview) -> None:
         if self._of_index.get(index, 0) >= FEW:
             oldest = next(key for key in self._records if key[0] >> 32 == index)
@@ -152,9 +159,12 @@ class Assembly:
         else:
             oldest = None
         if oldest is not None:
-            drops[Drop.INCOMPLETE] += len(self._records[oldest])
-            self._forget(oldest)
+            self._give_up(oldest, drops)
         self._of_index[index] = self._of_index.get(index, 0) + 1
+
+    def _give_up(self, key: tuple[int, int], drops: memoryview) -> None:
+        drops[Drop.INCOMPLETE] += len(self._records[key])
+        self._forget(key)
 
     def _forget(self, key: tuple[int, int]) -> None:
         del self._records[key]

@@ -17,7 +17,7 @@ import socket
 from jvpnd.transport.backlog import MIN_BYTES, limit_unsent
 from jvpnd.transport.group import SocketGroup, bind_group
 
-RECEIVE_BYTES = 4 * 2**20  # a few ms of a fast line, while the worker is not scheduled
+RECEIVE_BYTES = 8 * 2**20  # a few ms of a fast line, while the worker is not scheduled
 
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h; ignores the sysctl maximum
 _IP_RECVERR = 11  # linux/in.h
