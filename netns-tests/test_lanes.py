@@ -45,8 +45,7 @@ def daemons(
     policies = {"client_policy": OFTEN, "gateway_policy": OFTEN}
     with Pair(client, gateway, routes=routes, **policies) as pair:
         for daemon, number in zip((pair.client, pair.gateway), lanes, strict=True):
-            text = daemon.config_file.read_text()
-            daemon.config_file.write_text(f"lanes = {number}\n{text}")
+            daemon.use_lanes(number)
         pair.start()
         until(partial(has_addresses, client), "the client has its addresses")
         yield pair

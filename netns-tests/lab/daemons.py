@@ -63,6 +63,10 @@ class Daemon:
     def log(self) -> str:
         return self.log_file.read_text() if self.log_file.exists() else ""
 
+    def use_lanes(self, number: int) -> None:
+        """Configure so many lanes; before the start."""
+        self.config_file.write_text(f"lanes = {number}\n{self.config_file.read_text()}")
+
     def start(self, timeout_s: float = 20) -> None:
         """Start and wait until it says READY=1, as a service manager would."""
         notify_file = self.folder / "notify"

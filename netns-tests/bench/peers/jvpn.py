@@ -27,11 +27,14 @@ UPLINKS = '[uplinks]\ninterfaces = ["eth0"]\n'  # by itself it takes those with 
 class Jvpn(Peer):
     family = "jvpn"
 
-    def __init__(self, transport: str, suite: Suite) -> None:
+    def __init__(self, transport: str, suite: Suite, lanes: int | None = None) -> None:
         short, long, self._gateway_config = SUITES[suite]
-        self._transport, self._suite = transport, suite
+        self._transport, self._suite, self._lanes = transport, suite, lanes
         self.name = f"jvpn-{transport}-{short}"
         self.label = f"Jumping VPN, {transport.upper()}, {long}"
+        if lanes:
+            self.name += f"-{lanes}lanes"
+            self.label += f", {lanes} lanes"
 
     def version(self) -> str:
         return jvpnd.__version__
@@ -44,6 +47,9 @@ class Jvpn(Peer):
     def start(self, link: Link) -> Iterator[Tunnel]:
         pair = Pair(link.client, link.gateway, gateway_policy=self._gateway_config, routes=UPLINKS)
         with pair:
+            if self._lanes:
+                pair.client.use_lanes(self._lanes)
+                pair.gateway.use_lanes(self._lanes)
             pair.start()
             self._check(pair.client.status()["session"])
             assert pair.client.process is not None
@@ -59,4 +65,6 @@ class Jvpn(Peer):
 
 
 def variants() -> list[Peer]:
-    return [Jvpn(transport, suite) for transport in TRANSPORTS for suite in SUITES]
+    """Every transport with every suite, and what a second lane makes of the fastest."""
+    found: list[Peer] = [Jvpn(transport, suite) for transport in TRANSPORTS for suite in SUITES]
+    return [*found, Jvpn("udp", Suite.AES_256_GCM, lanes=2)]
