@@ -98,7 +98,7 @@ class Assembly:
     def whole(self, batch: memoryview, at: int, stride: int) -> tuple[bytes, int] | None:
         """The joined bodies of all parts of the record at `at`, and where it ends.
 
-        None if the batch does not seem to hold it all, in order. Only the first and the last
+        `batch` begins where its memory does. None if the batch does not seem to hold it all, in order. Only the first and the last
         header are looked at: the tag is the judge of what lies between.
         """
         first_half, counter = HALVES.unpack_from(batch, at)
