@@ -98,8 +98,8 @@ class Assembly:
     def whole(self, batch: memoryview, at: int, stride: int) -> tuple[bytes, int] | None:
         """The joined bodies of all parts of the record at `at`, and where it ends.
 
-        `batch` begins where its memory does. None if the batch does not seem to hold it all, in order. Only the first and the last
-        header are looked at: the tag is the judge of what lies between.
+        `batch` begins where its memory does. None if it does not seem to hold it all, in order.
+        Only the first and the last header are looked at: the tag judges what lies between.
         """
         first_half, counter = HALVES.unpack_from(batch, at)
         more = first_half >> _PARTS_AT & 0xFF
