@@ -16,13 +16,12 @@ import sys
 from bench import ping
 from bench.table import aligned
 from bench.tcp import Iperf
-from lab.daemons import INNER, Pair, disabling
+from lab.daemons import INNER, ONLY_ETH0, Pair, disabling
 from lab.namespace import Namespace, ip, sweep
 from lab.topology import OUTSIDE
 
 LOSSES_PERCENT = (0.0, 0.1, 1.0, 5.0)
 MODES = {"records span datagrams": "", "a record a datagram": disabling("spans")}
-UPLINKS = '[uplinks]\ninterfaces = ["eth0"]\n'
 
 
 class LossyLink:
@@ -66,7 +65,7 @@ class LossyLink:
 def gbit_per_s(loss_percent: float, debug: str, seconds: int) -> float:
     """What one TCP stream from client to gateway carries."""
     with LossyLink(loss_percent) as link:
-        pair = Pair(link.client, link.gateway, 4, debug, debug, UPLINKS)
+        pair = Pair(link.client, link.gateway, 4, debug, debug, ONLY_ETH0)
         with pair:
             pair.start()
             inner = INNER["gateway"][0]

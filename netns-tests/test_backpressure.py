@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 from bench.link import Link
-from lab.daemons import INNER, Pair
+from lab.daemons import INNER, ONLY_ETH0, Pair
 from lab.flood import Flood, flood
 from lab.gauge import Gauge, hogs, stopped, workers
 from lab.namespace import Namespace
@@ -24,7 +24,6 @@ ANSWER_S = 2.0
 HEARD_MS = 2000  # the policy's volatile_after_ms
 GROWTH_KIB = 8 * 1024
 BUSY_PER_S, IDLE_PER_S = 2.5, 0.7  # answered probes, of 10 on a busy path and 1 on an idle one
-UPLINKS = '[uplinks]\ninterfaces = ["eth0"]\n'
 SLOW = "rate 5mbit burst 20k"
 
 
@@ -72,7 +71,7 @@ class Load:
 
 @pytest.fixture
 def load() -> Iterator[Load]:
-    with Link() as link, Pair(link.client, link.gateway, routes=UPLINKS) as pair:
+    with Link() as link, Pair(link.client, link.gateway, routes=ONLY_ETH0) as pair:
         pair.start()
         gauges = [Gauge(daemon) for daemon in (pair.client, pair.gateway)]
         yield Load((link.client, link.gateway), Watch(pair), gauges)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from bench.link import Link
-from lab.daemons import INNER, Daemon, Pair, disabling
+from lab.daemons import INNER, ONLY_ETH0, Daemon, Pair, disabling
 from lab.namespace import Namespace
 from lab.transfer import transfer
 
@@ -18,7 +18,6 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 SIZE = 4_000_000  # bytes of TCP each way
 DATAGRAM = 1500  # no packet of the tunnel is longer
-UPLINKS = '[uplinks]\ninterfaces = ["eth0"]\n'
 # Every feature is off at each end once, while the other end has it; then everything.
 NEXT = zip(FEATURES, FEATURES[1:] + FEATURES[:1], strict=True)
 CASES: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
@@ -89,7 +88,7 @@ def test_the_tunnel_carries_everything_without(
         link.gateway,
         client_policy=disabling(*at_client),
         gateway_policy=disabling(*at_gateway),
-        routes=UPLINKS,
+        routes=ONLY_ETH0,
     )
     with pair:
         pair.start()
@@ -113,7 +112,7 @@ def test_the_tunnel_carries_everything_without(
 
 def test_status_says_in_words_what_is_off_and_which_cipher_runs(link: Link) -> None:
     policy = disabling("vnet", "aes")
-    with Pair(link.client, link.gateway, gateway_policy=policy, routes=UPLINKS) as pair:
+    with Pair(link.client, link.gateway, gateway_policy=policy, routes=ONLY_ETH0) as pair:
         pair.start()
         at_gateway = pair.gateway.ctl("status").stdout
         at_client = pair.client.ctl("status").stdout

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from bench.link import Link
 from lab.capture import Datagram, Listener, Sender
-from lab.daemons import INNER, PORT, Daemon, Pair
+from lab.daemons import INNER, ONLY_ETH0, PORT, Daemon, Pair
 from lab.flows import Datagrams, exchange, run_all
 from lab.namespace import Namespace, ip
 from lab.stage import Watch, until
@@ -29,7 +29,6 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 STREAMS, SIZE = 4, 1_000_000
 FLOWS, BURSTS = 32, 15
-ONLY_ETH0 = '[uplinks]\ninterfaces = ["eth0"]\n'
 OFTEN = "max_switches_per_minute = 600\nswitch_cooldown_ms = 0\n"
 GATEWAY = (OUTSIDE[4], PORT)
 REPLAYS = 20

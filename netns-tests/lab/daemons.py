@@ -38,6 +38,9 @@ def key_pair() -> tuple[str, str]:
     private = jvpnctl("keygen").stdout.strip()
     return private, jvpnctl("pubkey", stdin=private).stdout.strip()
 
+# By itself a client takes the interfaces with a default route; the plain links of tests have none.
+ONLY_ETH0 = '[uplinks]\ninterfaces = ["eth0"]\n'
+
 
 class Daemon:
     """One jvpnd in one namespace, with a directory of its own."""

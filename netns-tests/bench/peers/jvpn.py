@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from lab.daemons import INNER, Pair, disabling
+from lab.daemons import INNER, ONLY_ETH0, Pair, disabling
 
 import jvpnd
 from bench.link import Link
@@ -21,7 +21,6 @@ SUITES = {
     Suite.CHACHA20_POLY1305: ("chacha", "ChaCha20", disabling("aes")),
 }
 
-UPLINKS = '[uplinks]\ninterfaces = ["eth0"]\n'  # by itself it takes those with a default route
 
 
 class Jvpn(Peer):
@@ -45,7 +44,8 @@ class Jvpn(Peer):
 
     @contextlib.contextmanager
     def start(self, link: Link) -> Iterator[Tunnel]:
-        pair = Pair(link.client, link.gateway, gateway_policy=self._gateway_config, routes=UPLINKS)
+        config = self._gateway_config
+        pair = Pair(link.client, link.gateway, gateway_policy=config, routes=ONLY_ETH0)
         with pair:
             if self._lanes:
                 pair.client.use_lanes(self._lanes)
