@@ -167,11 +167,23 @@ class Sender(_End):
             remote=None,
         )
 
-    def send(self, frames: Iterable[bytes]) -> list[bytes]:
-        """The datagrams that the worker makes of these frames in one go."""
+    def narrow(self) -> None:
+        """Leave room for some ten packets in the transport."""
+        self._own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 14)
+
+    def offer(self, frames: Iterable[bytes]) -> None:
+        """Let the worker work off these frames in one go."""
         for frame in frames:
             self.kernel.send(frame)
         run_until(self.worker, lambda: not _readable(self._tun), "the TUN is read")
+
+    def readable(self) -> bool:
+        """Whether something has come out of the transport."""
+        return _readable(self.wire)
+
+    def send(self, frames: Iterable[bytes]) -> list[bytes]:
+        """The datagrams that the worker makes of these frames in one go."""
+        self.offer(frames)
         self._own.send(_MARK)  # comes behind all that the worker sent
         datagrams: list[bytes] = []
         while not datagrams or datagrams[-1] != _MARK:
