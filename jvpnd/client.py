@@ -15,6 +15,7 @@ from typing import cast
 
 from jvpnd.config import Config, Endpoint
 from jvpnd.core.client import ClientAgent, Identity
+from jvpnd.core.constants import IDLE_CHECK_MS
 from jvpnd.core.effects import (
     BindReceive,
     BindSend,
@@ -112,6 +113,7 @@ class ClientShell:
                 SaveTimestamp: self._save_timestamp,
             },
             self._sample,
+            IDLE_CHECK_MS,
         )
         self.plane: DataPlane
         self.rates = RateMeter()
@@ -325,6 +327,10 @@ class ClientShell:
                 counters.rx_packets,
                 counters.last_rx_ms,
                 counters.last_rx_index,
+                counters.rx_records,
+                counters.rx_missing,
+                counters.peer_records,
+                counters.peer_missing,
             ),
         )
 

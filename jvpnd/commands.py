@@ -8,12 +8,14 @@ from typing import Any
 
 from jvpnd import status
 from jvpnd.client import ClientShell
+from jvpnd.config import Config, transports
 from jvpnd.control.server import Handler, Refused
-from jvpnd.core.policy import Policy
+from jvpnd.core.policy import PolicyError
 from jvpnd.gateway import GatewayShell
 from jvpnd.host import now_ms
 from jvpnd.net.tun import Tun
 from jvpnd.observe.log import EventLog, concerns
+from jvpnd.shell import Core, CoreDriver
 
 Args = Mapping[str, Any]
 
@@ -52,7 +54,7 @@ def client_handlers(shell: ClientShell, tun: Tun, events: EventLog) -> dict[str,
         "paths": _plain(lambda _: status.client_paths(shell.agent)),
         "switch": _plain(switch),
         "terminate": _plain(terminate),
-        **_common(lambda: shell.agent.policy, events),
+        **_common(shell.agent, shell.driver, shell.config, events),
     }
 
 
@@ -78,11 +80,26 @@ def gateway_handlers(shell: GatewayShell, tun: Tun, events: EventLog) -> dict[st
         "paths": _plain(no_paths),
         "switch": _plain(no_paths),
         "terminate": _plain(terminate),
-        **_common(lambda: shell.core.policy, events),
+        **_common(shell.core, shell.driver, shell.config, events),
     }
 
 
-def _common(policy: Callable[[], Policy], events: EventLog) -> dict[str, Handler]:
+def _common(
+    core: Core, driver: CoreDriver, config: Config, events: EventLog
+) -> dict[str, Handler]:
+    def apply(args: Args) -> Any:
+        table = args.get("table")
+        if not isinstance(table, dict):
+            raise Refused("USAGE", "table must be an object: the policy's keys and values")
+        try:
+            policy = core.own_policy.successor(table)
+            policy.require_any(transports(config))
+        except PolicyError as error:
+            raise Refused("POLICY_INVALID", f"policy.{error}") from None
+        core.apply_policy(now_ms(), policy)
+        driver.pump()
+        return asdict(core.policy)
+
     def recent(args: Args) -> list[Any]:
         return list(events.recent(session_id=_session_of(args, "id")))
 
@@ -99,7 +116,8 @@ def _common(policy: Callable[[], Policy], events: EventLog) -> dict[str, Handler
                         yield event
 
     return {
-        "policy": _plain(lambda _: asdict(policy())),
+        "policy": _plain(lambda _: asdict(core.policy)),
+        "policy_apply": _plain(apply),
         "timeline": _plain(recent),
         "events": stream,
     }

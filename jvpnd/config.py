@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from jvpnd.configfile import ConfigError, Table, read
 from jvpnd.core.messages import MAX_ADDRESSES
@@ -37,10 +37,12 @@ MAX_MTU = 9000
 MIN_MTU, MIN_MTU_IPV6 = 576, 1280  # RFC 791, RFC 8200 section 5
 MAX_CLIENTS = 4096
 
+_COMMON_KEYS = ("role", "node", "lanes", "interface", "identity", "policy", "debug")
 _ROLE_KEYS = {
     "client": ("gateway", "uplinks", "routes"),
     "gateway": ("listen", "client"),
 }
+_ALL_KEYS = (*_COMMON_KEYS, *_ROLE_KEYS["client"], *_ROLE_KEYS["gateway"])
 _ENDPOINT_KEYS = ("transport", "address", "port")
 _CLIENT_KEYS = ("name", "public_key", "address", "networks", "preshared_key_file")
 _NETWORKS_TEXT = 'networks like ["10.20.0.0/16"], host bits zero'
@@ -126,13 +128,12 @@ class Config:
 
 def load(file: Path) -> Config:
     """Read and check `file` and the key files it names. Raises ConfigError for the first fault."""
-    common = ("role", "node", "lanes", "interface", "identity", "policy", "debug")
-    top = read(file, (*common, *_ROLE_KEYS["client"], *_ROLE_KEYS["gateway"]))
+    top = read(file, _ALL_KEYS)
     role = top.choice("role", ROLES)
     other = "gateway" if role == "client" else "client"
     for key in _ROLE_KEYS[other]:
         if key in top:
-            allowed = ", ".join((*common, *_ROLE_KEYS[role]))
+            allowed = ", ".join((*_COMMON_KEYS, *_ROLE_KEYS[role]))
             raise top.error(key, f"is for role = '{other}', and this is a {role}", allowed)
     config = _client(top) if role == "client" else _gateway(top)
     return replace(
@@ -142,11 +143,26 @@ def load(file: Path) -> Config:
     )
 
 
+def load_policy(file: Path) -> dict[str, Any]:
+    """The [policy] table of `file`, which is a whole configuration or has nothing else. Only that
+    table is checked. Raises ConfigError."""
+    top = read(file, _ALL_KEYS)
+    table = top.raw_table("policy", required=True)
+    _policy(top)
+    return table
+
+
+def transports(config: Config) -> set[str]:
+    """The transports that the configuration has endpoints for."""
+    endpoints = config.gateway.endpoints if config.gateway else config.listen
+    return {endpoint.transport for endpoint in endpoints}
+
+
 # --- roles ---
 
 
 def _client(top: Table) -> Config:
-    node, secret, policy = _name(top, "node"), _identity(top), _policy(top)
+    node, secret = _name(top, "node"), _identity(top)
     table = top.table("interface", ("name", "mtu", "address"))
     if "address" in table:
         raise table.error("address", "a client gets its addresses from the gateway", "name, mtu")
@@ -158,14 +174,14 @@ def _client(top: Table) -> Config:
     rows = peer.tables("endpoint", _ENDPOINT_KEYS, required=True)
     endpoints = tuple(_endpoint(row, names=True) for row in rows)
     _once(peer, "endpoint", map(_shown_endpoint, endpoints))
-    _transport_allowed(top, policy, endpoints)
+    policy = _policy(top, {endpoint.transport for endpoint in endpoints})
     gateway = GatewayPeer(peer_key(peer, secret), endpoints, preshared_key(peer))
     uplinks = _uplinks(top.table("uplinks", ("interfaces",)), name)
     return Config("client", node, interface, secret, policy, gateway, uplinks, routes)
 
 
 def _gateway(top: Table) -> Config:
-    node, secret, policy = _name(top, "node"), _identity(top), _policy(top)
+    node, secret = _name(top, "node"), _identity(top)
     table = top.table("interface", ("name", "mtu", "address"), required=True)
     own = [_own_address(table, text) for text in table.texts("address", _ADDRESS_TEXT)]
     addresses = tuple(each.with_prefixlen for each in own)
@@ -173,7 +189,7 @@ def _gateway(top: Table) -> Config:
     rows = top.tables("listen", _ENDPOINT_KEYS, required=True)
     listen = tuple(_endpoint(row, names=False) for row in rows)
     _once(top, "listen", map(_shown_endpoint, listen))
-    _transport_allowed(top, policy, listen)
+    policy = _policy(top, {endpoint.transport for endpoint in listen})
     rows = top.tables("client", _CLIENT_KEYS)
     if len(rows) > MAX_CLIENTS:
         raise top.error("client", f"{len(rows)} of them", f"at most {MAX_CLIENTS}")
@@ -240,12 +256,15 @@ def _identity(top: Table) -> bytes:
     return key_file(table, "private_key_file", "/etc/jvpn/private.key")
 
 
-def _policy(top: Table) -> Policy:
+def _policy(top: Table, carried: Collection[str] | None = None) -> Policy:
+    """`carried`: the transports that there are endpoints for, where that is known."""
     try:
-        return Policy.from_table(top.raw_table("policy"))
+        policy = Policy.from_table(top.raw_table("policy"))
+        if carried is not None:
+            policy.require_any(carried)
     except PolicyError as error:
         raise top.error(f"policy.{error.key}", error.problem, error.allowed) from None
-
+    return policy
 
 def _disabled(table: Table) -> frozenset[str]:
     allowed = f"any of {', '.join(FEATURES)}, each once"
@@ -255,13 +274,6 @@ def _disabled(table: Table) -> frozenset[str]:
             raise table.error("disable", f"{shown(name)} is not known", allowed)
     _once(table, "disable", names)
     return with_implied(names)
-
-
-def _transport_allowed(top: Table, policy: Policy, endpoints: Collection[Endpoint]) -> None:
-    carried = sorted({endpoint.transport for endpoint in endpoints})
-    if not set(carried) & set(policy.allowed_transports):
-        problem = f"{shown(list(policy.allowed_transports))} leaves no endpoint to use"
-        raise top.error("policy.allowed_transports", problem, f"a list with {', '.join(carried)}")
 
 
 def _routes(table: Table) -> Routes:

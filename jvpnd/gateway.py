@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 
 from jvpnd.config import Client, Config, Endpoint
+from jvpnd.core.constants import SCAN_MS
 from jvpnd.core.effects import (
     BindReceive,
     BindSend,
@@ -83,6 +84,7 @@ class GatewayShell:
                 Swap: self._swap,
             },
             self._sample,
+            SCAN_MS,
         )
         self.plane: DataPlane
         self.rates = RateMeter()

@@ -16,8 +16,9 @@ _log = logging.getLogger("jvpnd")
 
 
 def now_ms() -> float:
-    """CLOCK_MONOTONIC in ms: the clock of the core and of the data plane's counters."""
-    return time.monotonic_ns() / 1e6
+    """CLOCK_BOOTTIME in ms, which goes on while the host sleeps: the clock of the core and of the
+    data plane's counters."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) / 1e6
 
 
 def wall_ms() -> int:

@@ -24,7 +24,10 @@ class Core(Protocol):
 
     @property
     def policy(self) -> Policy: ...
+    @property
+    def own_policy(self) -> Policy: ...
 
+    def apply_policy(self, now_ms: float, policy: Policy) -> None: ...
     def drain(self) -> list[Effect]: ...
     def next_timer_ms(self, now_ms: float) -> float: ...
     def timer(self, now_ms: float) -> None: ...
@@ -38,12 +41,15 @@ class CoreDriver:
         core: Core,
         events: EventLog,
         perform: Mapping[type[Effect], Callable[[Any], None]],
-        before_timer: Callable[[float], None],
+        look: Callable[[float], None],
+        look_every_ms: float,
     ) -> None:
+        """`look` takes the data plane's counters to the core: before each timer, and this often."""
         self._core = core
         self._events = events
         self._perform: dict[type, Callable[[Any], None]] = {**perform, Emit: self._emit}
-        self._before_timer = before_timer
+        self._look = look
+        self._look_every_ms = look_every_ms
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._pumping = False
@@ -65,13 +71,13 @@ class CoreDriver:
         if self._timer is not None:
             self._timer.cancel()
         now = now_ms()
-        delay_s = (self._core.next_timer_ms(now) - now) / 1000
-        self._timer = self._loop.call_later(delay_s, self._wake)
+        delay_ms = min(self._core.next_timer_ms(now) - now, self._look_every_ms)
+        self._timer = self._loop.call_later(delay_ms / 1000, self._wake)
 
     def _wake(self) -> None:
         self._timer = None
         now = now_ms()
-        self._before_timer(now)
+        self._look(now)
         self._core.timer(now)
         self.pump()
 

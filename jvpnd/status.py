@@ -43,21 +43,30 @@ def _session(session: Session, binding: Json | None, now: float) -> Json:
     }
 
 
-def _path(path: Path, bound: Path | None, now: float) -> Json:
-    srtt = path.rtt.srtt_ms
-    state = "down" if path.died_ms is not None else "up" if path.heard_ms is not None else "new"
+def _path(agent: ClientAgent, path: Path, now: float) -> Json:
+    srtt, up, down = path.rtt.srtt_ms, path.up.rate(now), path.down.rate(now)
     return {
         "id": path.id,
         "transport": path.info.transport,
         "uplink": path.info.uplink,
         "local": path.info.local,
         "remote": path.info.remote,
-        "state": "bound" if path is bound else state,
+        "state": _path_state(agent, path),
         "rtt_ms": None if srtt is None else round(srtt, 2),
         "loss": round(path.loss_ratio(now), 3),
+        "loss_up": None if up is None else round(up, 3),
+        "loss_down": None if down is None else round(down, 3),
         "jitter_ms": round(path.jitter.jitter_ms, 2),
         "last_heard_ms": _age(path.heard_ms, now),
     }
+
+
+def _path_state(agent: ClientAgent, path: Path) -> str:
+    if path is agent.bound:
+        return "bound"
+    if not agent.is_candidate(path):
+        return "spare"
+    return "down" if path.died_ms is not None else "up" if path.heard_ms is not None else "new"
 
 
 def _traffic(plane: DataPlane, slots: list[int], control_drops: dict[str, int]) -> Json:
@@ -98,7 +107,7 @@ def client_paths(agent: ClientAgent) -> list[Json]:
     """Every candidate, the bound one first."""
     now = now_ms()
     rows = sorted(agent.paths.values(), key=lambda path: (path is not agent.bound, path.id))
-    return [_path(path, agent.bound, now) for path in rows]
+    return [_path(agent, path, now) for path in rows]
 
 
 def client_session(agent: ClientAgent) -> Json | None:

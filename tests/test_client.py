@@ -50,6 +50,10 @@ class Alone:
         assert all(send.data[0] == PacketType.HANDSHAKE_INIT for send in sent)
         return sent
 
+    def asked(self) -> set[object]:
+        """The paths that INITs went to."""
+        return {send.to for send in self.inits()}
+
     def births(self) -> int:
         failed = [e for e in self.effects if isinstance(e, Emit) and e.to_state == "TERMINATED"]
         assert {e.reason for e in failed} <= {Reason.HANDSHAKE_FAIL}
@@ -68,7 +72,7 @@ def test_a_birth_asks_over_every_path_in_turn() -> None:
     alone.add("a")
     alone.add("b")
     alone.run(2_000)
-    assert {send.to for send in alone.inits()} == {"a", "b"}
+    assert alone.asked() == {"a", "b"}
     assert len({send.data for send in alone.inits()}) == len(alone.inits()), "each is a fresh one"
 
 
@@ -107,12 +111,23 @@ def test_handshake_timestamps_rise_from_what_was_saved_even_if_the_clock_was_set
     assert len(saved) == len(alone.inits())
 
 
-def test_candidates_beyond_the_bound_are_counted_and_left_out() -> None:
+def test_paths_beyond_max_candidates_are_spare_until_the_policy_allows_more() -> None:
     alone = Alone(Policy(max_candidates=2))
     for name in "abc":
         alone.add(name)
-    assert sorted(alone.agent.paths) == ["a", "b"]
-    assert alone.agent.dropped == {"too many candidates": 1}
+    alone.run(3_000)
+    assert alone.asked() == {"a", "b"}
+    alone.agent.apply_policy(alone.now_ms, Policy(version=2))
+    alone.run(3_000)
+    assert alone.asked() == {"a", "b", "c"}
+
+
+def test_paths_without_end_are_counted_and_left_out() -> None:
+    alone = Alone()
+    for number in range(c.MAX_PATHS + 3):
+        alone.add(f"path{number}")
+    assert len(alone.agent.paths) == c.MAX_PATHS
+    assert alone.agent.dropped == {"too many paths": 3}
 
 
 def test_junk_is_counted_and_changes_nothing() -> None:
@@ -269,7 +284,7 @@ def test_an_answer_to_a_rekey_that_a_move_overtook_is_of_the_past() -> None:
     for name in (path, other):
         net.world.paths[name].down = Conditions(blackhole=True)
     net.world.call("client", lambda end, now_ms: end.agent.switch(now_ms, other) and None)
-    net.world.run_until(lambda: net.session.state is State.VOLATILE, net.now_ms + 2_000)
+    net.world.run_until(lambda: net.agent.bound is None, net.now_ms + 2_000)
     (held,) = [p for p in net.gateway.sent[answered:] if p[0] == PacketType.HANDSHAKE_RESPONSE]
     net.world.inject(path, "down", held)
     net.run(10)

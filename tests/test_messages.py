@@ -41,6 +41,7 @@ welcomes = st.builds(
     st.builds(m.PolicyBounds, *[u32] * 9),
     st.lists(addresses, max_size=m.MAX_ADDRESSES).map(tuple),
 )
+replies = st.builds(m.ProbeReply, u8, u32, u32, u8, u32, u32)
 
 
 @given(inits, requests, acks, welcomes)
@@ -51,6 +52,13 @@ def test_bodies_decode_to_what_was_encoded(
     assert m.decode_request(request.encode()) == request
     assert m.decode_ack(ack.encode()) == ack
     assert m.decode_welcome(welcome.encode()) == welcome
+
+
+@given(replies)
+def test_a_probe_reply_decodes_to_what_was_encoded(reply: m.ProbeReply) -> None:
+    assert m.decode_probe_reply(reply.encode()) == reply
+    assert m.decode_probe_reply(reply.encode()[:-1]) is None
+    assert m.decode_probe_reply(reply.encode() + b"\0") is None
 
 
 @given(inits, requests, acks, welcomes, st.data())
@@ -79,6 +87,7 @@ def test_random_bytes_never_raise(junk: bytes) -> None:
     m.decode_request(junk)
     m.decode_ack(junk)
     m.decode_probe(junk)
+    m.decode_probe_reply(junk)
     p.decode_init(junk, KEY)
     p.decode_response(junk)
     p.decode_retry(junk)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jvpnd.core.policy import RANGES, TRANSPORTS, Policy, PolicyError
+from jvpnd.core.policy import RANGES, TRANSPORTS, UPLINK_KEYS, Policy, PolicyError
 
 DOCS = Path(__file__).parent.parent / "docs" / "configuration.md"
 
@@ -112,19 +112,20 @@ def test_a_wrong_policy_is_told_in_one_line(
 def test_a_policy_printed_by_the_daemon_can_be_written_back() -> None:
     policy = Policy(version=7, loss_floor=0.5, allowed_transports=("tcp", "udp"))
     table = {each.name: getattr(policy, each.name) for each in fields(policy)}
-    table["allowed_transports"] = list(policy.allowed_transports)
+    table |= {key: list(getattr(policy, key)) for key in ("allowed_transports", *UPLINK_KEYS)}
     assert Policy.from_table(table) == policy
 
 
 def test_an_empty_table_is_the_defaults_and_they_pass_their_own_checks() -> None:
     assert Policy.from_table({}) == Policy()
     table = {each.name: getattr(Policy(), each.name) for each in fields(Policy)}
-    table["allowed_transports"] = list(TRANSPORTS)
+    table |= {key: list(getattr(Policy(), key)) for key in ("allowed_transports", *UPLINK_KEYS)}
     assert Policy.from_table(table) == Policy()
 
 
-def test_every_field_has_a_range_or_is_the_list_of_transports() -> None:
-    assert {each.name for each in fields(Policy)} == {*RANGES, "allowed_transports"}
+def test_every_field_has_a_range_or_is_a_list() -> None:
+    lists = {"allowed_transports", *UPLINK_KEYS}
+    assert {each.name for each in fields(Policy)} == {*RANGES, *lists}
 
 
 def test_a_policy_in_force_cannot_be_changed_in_place() -> None:
@@ -176,5 +177,54 @@ def test_the_docs_have_every_policy_key_with_its_default_and_range() -> None:
         if each.name in RANGES:
             _, low, high = RANGES[each.name]
             assert told[each.name] == (f"{each.default}", f"{low:.0f} to {high:.0f}")
+        elif each.name in UPLINK_KEYS:
+            assert told[each.name] == ("none", "a list of interface names or patterns")
         else:
             assert told[each.name][1] == f"a list of {', '.join(TRANSPORTS)}"
+
+
+# --- uplinks ---
+
+
+def test_uplinks_are_told_apart_by_name_or_pattern() -> None:
+    policy = Policy(
+        preferred_uplinks=("eth0", "enp*"), metered_uplinks=("wwan*",), forbidden_uplinks=("tun?",)
+    )
+    assert [policy.tier(name) for name in ("eth0", "enp3s0", "eth1", "wwan0")] == [0, 0, 1, 2]
+    assert policy.allows("udp", "eth1")
+    assert not policy.allows("udp", "tun0")
+    assert not Policy(allowed_transports=("tcp",)).allows("udp", "eth0")
+
+
+def test_a_metered_candidate_is_asked_seldom() -> None:
+    policy = Policy(metered_uplinks=("wwan*",))
+    assert policy.candidate_heartbeat_ms("eth0") == policy.heartbeat_idle_ms
+    assert policy.candidate_heartbeat_ms("wwan0") > 5 * policy.heartbeat_idle_ms
+
+
+@pytest.mark.parametrize("value", ["eth0", [1], [""], ["x" * 33], ["e"] * 33])
+@pytest.mark.parametrize("key", UPLINK_KEYS)
+def test_lists_of_uplinks_are_strict_and_bounded(key: str, value: object) -> None:
+    with pytest.raises(PolicyError, match="a list of at most 32") as caught:
+        Policy.from_table({key: value})
+    assert caught.value.key == key
+
+
+# --- one after the other ---
+
+
+def test_a_successor_without_a_version_is_the_next_one() -> None:
+    assert Policy(version=4).successor({"drain_ms": 7}) == Policy(version=5, drain_ms=7)
+    assert Policy(version=4).successor({"version": 9}) == Policy(version=9)
+
+
+@pytest.mark.parametrize("version", [1, 4])
+def test_a_successor_has_a_higher_version(version: int) -> None:
+    with pytest.raises(PolicyError, match="not above 4, which is in force"):
+        Policy(version=4).successor({"version": version})
+
+
+def test_a_policy_that_leaves_no_endpoint_is_refused() -> None:
+    Policy().require_any({"udp"})
+    with pytest.raises(PolicyError, match="leaves no endpoint"):
+        Policy(allowed_transports=("tcp",)).require_any({"udp"})

@@ -1,4 +1,4 @@
-"""RTT, loss and jitter against the arithmetic of the RFCs, worked out by hand."""
+"""RTT and jitter against the arithmetic of the RFCs, worked out by hand."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jvpnd.core.rtt import (
-    MAX_PROBES,
     RTO_INITIAL_MS,
     RTO_MAX_MS,
     RTO_MIN_MS,
     Jitter,
-    LossWindow,
     RttEstimator,
 )
 
@@ -92,97 +90,3 @@ def test_impossible_measurements_are_bugs(rtt_ms: float) -> None:
         RttEstimator().sample(rtt_ms)
     with pytest.raises(ValueError, match="rtt_ms"):
         Jitter().sample(rtt_ms)
-
-
-def window(sent_ms: list[float], answered_ms: dict[int, float]) -> LossWindow:
-    """Probes numbered from 0, with the events in order of time."""
-    events = [(at, 0, number) for number, at in enumerate(sent_ms)]
-    events += [(at, 1, number) for number, at in answered_ms.items()]
-    loss = LossWindow(2000)
-    for at, kind, number in sorted(events):
-        if kind:
-            loss.answered(number, at)
-        else:
-            loss.sent(number, at)
-    return loss
-
-
-def test_nothing_is_said_before_a_probe_is_answered_or_late() -> None:
-    loss = window([0], {})
-    assert LossWindow(2000).loss(0, 100) is None
-    assert loss.loss(100, 100) is None
-    assert loss.loss(101, 100) == 1.0
-
-
-def test_ratio_of_lost_to_judged_probes() -> None:
-    loss = window([0, 100, 200, 300, 400], {0: 20, 2: 220, 3: 320})
-    assert loss.loss(450, 100) == 0.25  # number 1 is lost, number 4 still has time
-    assert loss.loss(501, 100) == 0.4
-
-
-def test_a_late_answer_counts_as_heard() -> None:
-    loss = window([0, 100], {0: 10})
-    assert loss.loss(300, 100) == 0.5
-    assert loss.answered(1, 310) == 210
-    assert loss.loss(310, 100) == 0.0
-
-
-def test_duplicate_and_unknown_answers_are_ignored() -> None:
-    loss = window([0], {})
-    assert loss.answered(7, 10) is None
-    assert loss.answered(0, 12) == 12
-    assert loss.answered(0, 15) is None
-    assert loss.loss(15, 100) == 0.0
-
-
-def test_old_probes_leave_the_window() -> None:
-    loss = window([0, 100, 200], {0: 20, 1: 120})
-    assert loss.loss(2100, 100) == 1 / 3
-    assert loss.loss(2101, 100) == 1 / 2  # number 0 has left
-    assert loss.loss(2201, 100) == 1.0
-    assert loss.loss(2301, 100) is None
-
-
-def test_a_path_slower_than_the_window_is_still_judged() -> None:
-    sent_ms = [float(number * 100) for number in range(100)]
-    slow = window(sent_ms, {number: at + 2500 for number, at in enumerate(sent_ms)})
-    assert slow.loss(9900, 3000) == 0.0
-    dead = window(sent_ms, {})
-    assert dead.loss(9900, 3000) == 1.0
-
-
-def test_the_same_number_twice_is_a_bug() -> None:
-    loss = window([0], {})
-    with pytest.raises(ValueError, match="already"):
-        loss.sent(0, 5)
-
-
-def test_the_table_is_bounded() -> None:
-    loss = LossWindow(2000)
-    for number in range(3 * MAX_PROBES):
-        loss.sent(number, 0)
-    assert len(loss._probes) == MAX_PROBES
-    assert loss.answered(0, 1) is None
-    assert loss.answered(3 * MAX_PROBES - 1, 1) == 1
-
-
-@given(
-    st.lists(st.tuples(st.integers(0, 300), st.none() | st.integers(1, 4000)), max_size=60),
-    st.integers(30, 3000),
-)
-def test_agrees_with_the_definition(probes: list[tuple[int, int | None]], rto_ms: int) -> None:
-    sent_ms, at = [], 0
-    for gap_ms, _ in probes:
-        at += gap_ms
-        sent_ms.append(float(at))
-    now_ms = float(at)
-    answered_ms = {
-        number: sent_ms[number] + rtt_ms
-        for number, (_, rtt_ms) in enumerate(probes)
-        if rtt_ms is not None and sent_ms[number] + rtt_ms <= now_ms
-    }
-    inside = [n for n, sent in enumerate(sent_ms) if sent >= now_ms - 2000 - rto_ms]
-    heard = [n for n in inside if n in answered_ms]
-    lost = [n for n in inside if n not in answered_ms and now_ms - sent_ms[n] > rto_ms]
-    expected = len(lost) / (len(lost) + len(heard)) if lost or heard else None
-    assert window(sent_ms, answered_ms).loss(now_ms, rto_ms) == expected

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from jvpnd.core import constants as c
 from jvpnd.core.path import Path, PathInfo
 from jvpnd.core.policy import Policy
-from jvpnd.core.rtt import LossWindow
 from jvpnd.core.watch import BindingWatch, Traffic, Verdict
 
 POLICY = Policy()
@@ -18,7 +17,7 @@ INDEX = 7
 
 def path(name: str) -> Path:
     """A path with a round trip of 20 ms, so an RTO of 30 to 60 ms."""
-    made = Path(PathInfo(name, "udp", name, "-", "-"), 1, 0.0, LossWindow(2_000))
+    made = Path(PathInfo(name, "udp", name, "-", "-"), 1, 0.0, POLICY)
     for _ in range(20):
         made.rtt.sample(RTT_MS)
     return made
@@ -29,17 +28,15 @@ class Bench:
 
     def __init__(self) -> None:
         self.bound, self.other = path("bound"), path("other")
-        self.watch = BindingWatch(0.0)
-        self._number = 0
+        self.watch = BindingWatch(-1.0)
 
     def verdict(self, now_ms: float) -> Verdict:
         return self.watch.assess(now_ms, self.bound, [self.other], POLICY)
 
     def probe(self, target: Path, now_ms: float, answered: bool) -> None:
-        self._number += 1
-        target.probe_sent(self._number, now_ms)
+        number = target.probe_sent(now_ms)
         if answered:
-            target.probe_answered(self._number, now_ms + RTT_MS)
+            target.probe_answered(number, now_ms + RTT_MS)
 
     def burst(self, now_ms: float, other_answers: bool) -> None:
         """A round of probes that the bound path does not answer."""
@@ -80,12 +77,34 @@ def test_a_burst_unanswered_while_another_path_answers_is_death() -> None:
     bench.watch.sent(0)
     assert bench.verdict(100) is Verdict.SUSPECT
     for n in range(c.BURST_DEAD):
-        assert bench.verdict(100 + n) is Verdict.SUSPECT
         bench.burst(100 + n, other_answers=True)
-    rto_ms = bench.bound.rtt.rto_ms
-    assert bench.verdict(100 + c.BURST_DEAD - 1 + rto_ms) is Verdict.SUSPECT
-    assert bench.verdict(100 + c.BURST_DEAD + rto_ms) is Verdict.DEAD
+    bench.watch.heard_ms = -1_000
+    patient_ms = bench.bound.rtt.rto_ms + c.RTT_STEP_MS
+    assert bench.verdict(patient_ms - 0.1) is Verdict.SUSPECT
+    assert bench.verdict(patient_ms) is Verdict.DEAD
     assert bench.watch.why == "silent while another path answers"
+
+
+def test_a_path_that_becomes_slower_by_a_step_is_not_dead() -> None:
+    """Busy: the last packet was heard at 1000, and the next one comes 200 ms later than before."""
+    bench = Bench()
+    bench.watch.heard(1_000)
+    bench.watch.sent(1_005)
+    for n in range(12):
+        bench.verdict(1_040 + n * c.BURST_GAP_MS)
+        bench.burst(1_040 + n * c.BURST_GAP_MS, other_answers=True)
+    slowest_ms = 1_000 + c.RTT_STEP_MS
+    assert bench.verdict(slowest_ms) is Verdict.SUSPECT
+    bench.watch.heard(slowest_ms + 5)
+    assert bench.verdict(slowest_ms + 5) is not Verdict.DEAD
+
+
+def test_an_idle_path_is_given_the_step_from_the_question_on() -> None:
+    bench = Bench()
+    bench.watch.heard(0)
+    bench.watch.sent(1_000)
+    rto_ms = bench.bound.rtt.rto_ms
+    assert bench.watch.patience_ms(bench.bound) == 1_000 + rto_ms + c.RTT_STEP_MS
 
 
 def test_an_answer_to_a_probe_from_before_the_suspicion_is_no_evidence() -> None:
@@ -110,14 +129,24 @@ def test_without_another_path_the_policy_decides() -> None:
     assert bench.watch.why == "silent, and no other path answers"
 
 
-def test_whatever_is_heard_ends_the_suspicion() -> None:
+def test_whatever_is_heard_ends_the_silence() -> None:
     bench = Bench()
     bench.watch.sent(0)
     bench.verdict(100)
     bench.burst(100, other_answers=True)
     bench.watch.heard(110)
-    assert bench.verdict(2_000) is Verdict.ALIVE
+    assert bench.verdict(120) is Verdict.ALIVE
     assert bench.watch.burst == []
+
+
+def test_probes_unanswered_while_data_is_heard_call_for_a_burst() -> None:
+    bench = Bench()
+    bench.probe(bench.bound, 0, answered=False)
+    bench.watch.heard(30)
+    assert bench.verdict(100) is Verdict.UNANSWERED
+    assert bench.watch.burst_due_ms(POLICY) == 100
+    bench.probe(bench.bound, 100, answered=True)
+    assert bench.verdict(120) is Verdict.ALIVE
 
 
 def test_what_was_heard_before_the_question_does_not_answer_it() -> None:
@@ -130,14 +159,22 @@ def test_what_was_heard_before_the_question_does_not_answer_it() -> None:
 def test_probes_unanswered_on_this_path_only_are_death_however_much_is_heard() -> None:
     bench = Bench()
     for n in range(c.ONE_WAY_DEAD):
-        assert bench.verdict(100.0 * n) is Verdict.ALIVE
         bench.probe(bench.bound, 100.0 * n, answered=False)
         bench.watch.heard(100.0 * n + 1)
     now_ms = 100.0 * c.ONE_WAY_DEAD
-    assert bench.verdict(now_ms) is Verdict.ALIVE, "without evidence from elsewhere"
+    assert bench.verdict(now_ms) is Verdict.UNANSWERED, "without evidence from elsewhere"
     bench.probe(bench.other, now_ms, answered=True)
     assert bench.verdict(now_ms + RTT_MS) is Verdict.DEAD
     assert bench.watch.why == "probes unanswered on this path only"
+
+
+def test_probes_from_before_the_binding_say_nothing_of_it() -> None:
+    bench = Bench()
+    for n in range(c.ONE_WAY_DEAD):
+        bench.probe(bench.bound, 10.0 * n, answered=False)
+    bench.probe(bench.other, 200, answered=True)
+    bench.watch = BindingWatch(201)
+    assert bench.verdict(1_000) is Verdict.ALIVE
 
 
 def test_data_of_an_older_epoch_says_nothing_of_this_binding() -> None:
@@ -170,7 +207,7 @@ def test_a_stall_of_the_host_is_not_silence_of_the_path(silent_ms: float, stall_
     plain, stalled = Bench(), Bench()
     for bench in (plain, stalled):
         bench.watch.sent(1_000)
-        bench.burst(1_010, other_answers=False)
+        bench.watch.burst.append(1_010)
     stalled.watch.shift(stall_ms)
     # A hair off the thresholds, where floats may round either way.
     if all(abs(silent_ms - at) > 0.01 for at in (2_000, 4_000, plain.bound.rtt.rto_ms)):

@@ -24,7 +24,7 @@ from jvpnd.dataplane.counters import (
     PEER_RECORDS,
     PEER_TOLD_MS,
     Counters,
-    monotonic_ms,
+    clock_ms,
     slot_base,
 )
 from jvpnd.dataplane.downlink import Downlink
@@ -153,7 +153,7 @@ class Sender(_End):
         """As if the peer had reported that all of a long run arrived."""
         row = slot_base(slot)
         self.counters.words[row + PEER_RECORDS] += 1 << 20
-        self.counters.words[row + PEER_TOLD_MS] = monotonic_ms()
+        self.counters.words[row + PEER_TOLD_MS] = clock_ms()
 
     def bind(self, session: Session) -> None:
         self.command("set_routes", slot=session.slot, networks=list(session.routes))

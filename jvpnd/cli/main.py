@@ -12,7 +12,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,10 +20,11 @@ import click
 
 from jvpnd import __version__
 from jvpnd.cli import render
-from jvpnd.config import ConfigError, load
+from jvpnd.config import ConfigError, load, load_policy
 from jvpnd.control.client import ControlClient, NotRunning
 from jvpnd.control.protocol import SOCKET_PATH, Refused
 from jvpnd.core.noise import public_key
+from jvpnd.core.policy import Policy
 from jvpnd.core.wire import KEY_LEN
 from jvpnd.observe.timeline import timeline as make_timeline
 
@@ -163,6 +164,30 @@ def policy() -> None:
 def policy_show(options: Options) -> None:
     """The policy in force."""
     options.show(options.ask("policy"), render.policy)
+
+
+@policy.command("check")
+@click.argument("file", type=click.Path(path_type=Path, readable=False))
+@json_option
+@click.pass_obj
+def policy_check(options: Options, file: Path) -> None:
+    """Check the [policy] table of FILE: a whole configuration, or a file with nothing else."""
+    answer = {"file": str(file), "policy": asdict(Policy.from_table(load_policy(file)))}
+    options.show(answer, lambda row: f"{row['file']}: ok")
+
+
+@policy.command("apply")
+@click.argument("file", type=click.Path(path_type=Path, readable=False))
+@json_option
+@click.pass_obj
+def policy_apply(options: Options, file: Path) -> None:
+    """Put the [policy] table of FILE in force, for running sessions too, without a restart.
+
+    The daemon takes all of it or nothing. The configuration file is not changed: what is to hold
+    after a restart has to stand there as well.
+    """
+    answer = options.ask("policy_apply", table=load_policy(file))
+    options.show(answer, lambda row: f"{file}: in force as version {row['version']}")
 
 
 # --- steering ---

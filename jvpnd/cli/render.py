@@ -51,7 +51,7 @@ def paths(rows: Sequence[Json]) -> str:
     """One path a line, the bound one first as the daemon sorts them."""
     if not rows:
         return "no paths: no uplink is up, or the gateway's name does not resolve"
-    header = ["PATH", "STATE", "RTT", "LOSS", "JITTER", "HEARD", "LOCAL"]
+    header = ["PATH", "STATE", "RTT", "LOSS", "UP", "DOWN", "JITTER", "HEARD", "LOCAL"]
     return table(header, [_path_row(row) for row in rows])
 
 
@@ -200,11 +200,15 @@ def _path_row(row: Json) -> list[object]:
         row["id"],
         row["state"],
         duration(row["rtt_ms"]),
-        f"{row['loss']:.1%}" if row["loss"] is not None else NONE,
+        *(_share(row.get(name)) for name in ("loss", "loss_up", "loss_down")),
         duration(row["jitter_ms"]),
         ago(row["last_heard_ms"]),
         row.get("local"),
     ]
+
+
+def _share(ratio: float | None) -> str:
+    return NONE if ratio is None else f"{ratio:.1%}"
 
 
 # --- timeline ---

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from jvpnd.core import constants as c
 from jvpnd.core.binding import Binding
+from jvpnd.core.choice import ranked
 from jvpnd.core.clientstate import ClientState
 from jvpnd.core.effects import Expect, SaveTimestamp, Send, SessionUp, Unexpect
 from jvpnd.core.handshake import NO_COOKIE, ClientHandshake, Established, PendingInit
-from jvpnd.core.messages import CAPABILITY_AES, NO_SESSION, InitPayload, PolicyBounds
+from jvpnd.core.messages import CAPABILITY_AES, NO_SESSION, InitPayload
 from jvpnd.core.packets import decode_response, decode_retry
-from jvpnd.core.path import Path, ranked
-from jvpnd.core.policy import Policy
+from jvpnd.core.path import Path
 from jvpnd.core.reasons import Reason
 from jvpnd.core.reattach import Credentials
 from jvpnd.core.session import Session
@@ -170,10 +168,11 @@ class Births:
         state, welcome = self._state, done.welcome
         session.id, session.suite = welcome.session_id, welcome.suite
         session.addresses = welcome.addresses
-        state.policy = _stricter(state.own_policy, welcome.bounds)
         state.binding = Binding(session.id, session.suite, state.effects.append)
         self._failures, self._begin_ms = 0, None
         self._install_root(now_ms, session, path, done)
+        for known in state.paths.values():
+            known.renewed()  # the gateway knows of no probe from before
         state.bind(now_ms, path)
         supersedes = self._supersedes.hex() if self._supersedes != NO_SESSION else None
         self._supersedes = NO_SESSION
@@ -205,15 +204,11 @@ class Births:
         state, welcome = self._state, done.welcome
         assert state.binding is not None
         session.root, session.epoch = done.root, done.epoch_keys.epoch
+        state.bounds = welcome.bounds
+        state.renew_policy()
         state.credentials = Credentials(welcome.ticket, welcome.next_index, welcome.reset_key)
         state.anchor_ms = done.asked_ms
         self._rekey_at_ms = now_ms + state.policy.rekey_after_ms
         state.binding.adopt(done.epoch_keys, path.id, None)
         state.probe(now_ms, path)
 
-
-def _stricter(own: Policy, bounds: PolicyBounds) -> Policy:
-    """Our policy within the gateway's bounds."""
-    names = [name for name in bounds.__slots__ if name not in ("version", "rekey_after_ms")]
-    tighter = {name: min(getattr(own, name), getattr(bounds, name)) for name in names}
-    return replace(own, **tighter)

@@ -8,27 +8,26 @@ it; what they share is in clientstate.py.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from jvpnd.core import constants as c
 from jvpnd.core.births import Births
 from jvpnd.core.clientstate import ClientState, Identity
 from jvpnd.core.effects import Effect, Send, SessionDown
 from jvpnd.core.entropy import Entropy
-from jvpnd.core.messages import Control, decode_probe, reason_from_wire, reason_to_wire
-from jvpnd.core.path import Path, PathInfo, ranked
+from jvpnd.core.health import Health
+from jvpnd.core.messages import Control, decode_probe_reply, reason_from_wire, reason_to_wire
+from jvpnd.core.path import Path, PathInfo
 from jvpnd.core.policy import Policy
 from jvpnd.core.reasons import Reason
 from jvpnd.core.recovery import Recovery
-from jvpnd.core.rtt import LossWindow
 from jvpnd.core.session import Session
 from jvpnd.core.states import Event, State
-from jvpnd.core.watch import Traffic, Verdict
+from jvpnd.core.steering import SWITCHABLE, Refusal, Steering
+from jvpnd.core.watch import Traffic
 from jvpnd.core.wire import PacketType, decode_sealed_header
 
 __all__ = ["ClientAgent", "Identity", "Refusal"]
 
-LIVE = (State.ATTACHED, State.VOLATILE)
 _CLOSE_EVENTS = {
     Reason.OPERATOR_TERMINATION: Event.OPERATOR_TERMINATED,
     Reason.SUPERSEDED: Event.SUPERSEDED,
@@ -36,14 +35,6 @@ _CLOSE_EVENTS = {
     Reason.TTL_TRANSPORT_LOSS_EXPIRED: Event.TRANSPORT_LOSS_TTL_OVER,
     Reason.OWNERSHIP_CONFLICT: Event.OWNER_MOVED,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why an operator's order was not carried out."""
-
-    reason: Reason
-    message: str
 
 
 class ClientAgent:
@@ -60,8 +51,9 @@ class ClientAgent:
         self._state = ClientState(identity, policy, entropy)
         self._births = Births(self._state, wall_at_zero_ms, timestamp_floor)
         self._recovery = Recovery(self._state)
+        self._steering = Steering(self._state, self._births, self._recovery)
+        self._health = Health(self._state, self._births, self._recovery, self._steering)
         self._path_number = 0
-        self._unstable_ms = 0.0
         self._due_ms: float | None = None
         self._checked_ms = 0.0
 
@@ -85,6 +77,15 @@ class ClientAgent:
         return self._state.policy
 
     @property
+    def own_policy(self) -> Policy:
+        """As configured or applied here, whatever the gateway bounds."""
+        return self._state.own_policy
+
+    def is_candidate(self, path: Path) -> bool:
+        """Whether the policy allows it, within max_candidates."""
+        return path in self._state.candidates()
+
+    @property
     def dropped(self) -> dict[str, int]:
         """Packets that came for control and were dropped, by cause."""
         return self._state.dropped
@@ -102,10 +103,17 @@ class ClientAgent:
 
     def next_timer_ms(self, now_ms: float) -> float:
         """When `timer` wants to be called next, if nothing else happens before."""
-        state = self._state
+        state, session = self._state, self._state.live_session()
         watchful = state.watch.is_busy(now_ms) or state.watch.waiting_ms is not None
         # Counted from the last check: packets that come in between must not put it off.
-        wishes = [self._checked_ms + (c.ACTIVE_CHECK_MS if watchful else c.IDLE_CHECK_MS)]
+        check_ms = self._checked_ms + (c.ACTIVE_CHECK_MS if watchful else c.IDLE_CHECK_MS)
+        wishes = [check_ms if watchful else max(check_ms, self._health.next_ms())]
+        if state.watch.suspect_ms is not None and state.bound is not None:
+            patience_ms = state.watch.patience_ms(state.bound)
+            if patience_ms is not None and patience_ms > self._checked_ms:
+                wishes.append(patience_ms)
+        if session is not None:
+            wishes.append(session.created_ms + state.policy.session_ttl_ms)
         if self._recovery.deadline_ms is not None:
             wishes.append(self._recovery.deadline_ms)
         if state.binding is not None and (drain_ms := state.binding.next_ms()) is not None:
@@ -120,18 +128,22 @@ class ClientAgent:
         state = self._state
         if info.id in state.paths:
             self.path_removed(now_ms, info.id, "replaced")
-        if len(state.paths) >= state.policy.max_candidates:
-            state.count("too many candidates")
+        if len(state.paths) >= c.MAX_PATHS:
+            state.count("too many paths")
             return
         self._path_number = self._path_number % 255 + 1
-        path = Path(info, self._path_number, now_ms, LossWindow(state.policy.loss_window_ms))
-        state.paths[info.id] = path
+        path = state.paths[info.id] = Path(info, self._path_number, now_ms, state.policy)
+        if path in state.candidates():
+            self._candidate_added(now_ms, path)
+
+    def _candidate_added(self, now_ms: float, path: Path) -> None:
+        state = self._state
         session = state.live_session()
         if session is None or session.state is State.BIRTH:
             self._births.path_added(now_ms)
         elif session.state is State.RECOVERING:
             self._recovery.candidate_added(now_ms)
-        elif session.state is State.DEGRADED:
+        elif session.state is State.DEGRADED and state.bound is None:
             self._recovery.leave_degraded(now_ms, session)
         else:
             state.probe(now_ms, path)
@@ -140,7 +152,7 @@ class ClientAgent:
         """The uplink, its address or its route is gone: no evidence needed."""
         path = self._state.paths.pop(path_id, None)
         if path is not None:
-            self._lose(now_ms, path, why)
+            self._health.lose(now_ms, path, why)
 
     def path_failed(self, now_ms: float, path_id: str, why: str, certain: bool) -> None:
         """A socket error. `certain`: the host itself cannot send; else it is only a suspicion."""
@@ -149,24 +161,16 @@ class ClientAgent:
             return
         if certain:
             if path.died_ms is None:
-                self._lose(now_ms, path, why)
-        elif path is self._state.bound and watch.suspect_ms is None:
+                self._health.lose(now_ms, path, why)
+        elif path is self._state.bound:
             watch.sent(now_ms)
-            watch.suspect_ms = now_ms
-            self._burst(now_ms, path)
-
-    def _lose(self, now_ms: float, path: Path, why: str) -> None:
-        path.died_ms = now_ms
-        if path is self._state.bound:
-            self._births.cancel_rekey(now_ms)
-            self._recovery.transport_died(now_ms, path, why)
-        elif self._state.live_session() is not None:
-            self._recovery.candidate_lost(now_ms, path)
+            self._health.suspect(now_ms, path)
 
     # --- inputs: packets, counters, time ---
 
     def packet_received(self, now_ms: float, path_id: str, packet: bytes) -> None:
         """Anything but DATA that came over a path."""
+        self._note_stall(now_ms)
         path = self._state.paths.get(path_id)
         if path is None or not packet:
             self._state.count("unknown path")
@@ -184,18 +188,12 @@ class ClientAgent:
 
     def traffic(self, now_ms: float, traffic: Traffic) -> None:
         """The data plane's counters; call it before `timer`."""
-        state = self._state
-        if state.binding is None or state.bound is None:
-            return
-        if state.watch.observe(traffic, state.binding.index):
-            state.bound.heard(traffic.last_rx_ms)
-            state.binding.peer_has_moved(now_ms + state.policy.drain_ms)
+        self._health.look(now_ms, traffic)
 
     def timer(self, now_ms: float) -> None:
         """Time has passed."""
         state = self._state
-        if self._due_ms is not None and now_ms - self._due_ms > c.LATE_SHELL_MS:
-            state.watch.shift(now_ms - self._due_ms)
+        self._note_stall(now_ms)
         self._due_ms, self._checked_ms = None, now_ms
         if state.binding is not None:
             state.binding.expire(now_ms)
@@ -206,53 +204,49 @@ class ClientAgent:
             if self._births.has_failed(now_ms, session):
                 self._end(now_ms, Event.HANDSHAKE_FAILED)
         elif not self._ttl_over(now_ms, session):
-            self._probe_all(now_ms)
-            if session.state in LIVE:
-                self._judge(now_ms, session)
-            elif session.state is State.RECOVERING:
+            self._health.probe_all(now_ms)
+            if session.state is State.RECOVERING:
                 self._recovery.timer(now_ms, session)
+            elif state.bound is not None:
+                self._health.judge(now_ms, session)
             elif session.state is State.DEGRADED:
                 self._recovery.leave_degraded(now_ms, session)
+
+    def _note_stall(self, now_ms: float) -> None:
+        """Nobody ran us for a while (a busy host, a suspended one): silence in that time is not
+        the paths' fault. After a long one the gateway may have given us up: ask it at once."""
+        state = self._state
+        late_ms = now_ms - self._due_ms if self._due_ms is not None else 0
+        if late_ms <= c.LATE_SHELL_MS:
+            return
+        self._due_ms = now_ms
+        state.watch.shift(late_ms)
+        if late_ms < state.policy.volatile_after_ms:
+            return
+        for path in state.paths.values():
+            path.probes.forget()
+            path.troubled(now_ms)
+        session = state.live_session()
+        if session is not None:
+            self._health.resumed(now_ms, session, late_ms)
 
     # --- inputs: the operator ---
 
     def switch(self, now_ms: float, path_id: str | None) -> Refusal | None:
         """Move to a path (None: the best other one), make before break."""
-        state, session = self._state, self._state.session
-        if session is None or session.state not in (*LIVE, State.DEGRADED):
-            now = "none" if session is None else session.state
-            return Refusal(Reason.TRANSPORT_SWITCH_DENIED, f"the session is not attached: {now}")
-        if path_id is not None and path_id not in state.paths:
-            known = ", ".join(sorted(state.paths)) or "none"
-            return Refusal(Reason.POLICY_DENY, f"no path {path_id}; known: {known}")
-        others = [path for path in state.paths.values() if path is not state.bound]
-        wanted = [state.paths[path_id]] if path_id else others
-        target = next(iter(ranked(wanted, state.policy, now_ms)), None)
-        if target is None:
-            return Refusal(Reason.POLICY_DENY, "no other path that the policy allows")
-        if target is state.bound:
-            return Refusal(Reason.POLICY_DENY, f"{target.id} carries the session already")
-        refusal = self._bound_reached(now_ms, session)
-        if refusal is not None:
-            details: dict[str, object] = {"to_path": target.id, "why": refusal.message}
-            state.machine.note(session, "TRANSPORT_SWITCH_DENIED", refusal.reason, details)
-            return refusal
-        ordered: dict[str, object] = {"to_path": target.id, "why": "operator"}
-        self._births.cancel_rekey(now_ms)
-        self._recovery.move(now_ms, target, Event.SWITCH_ORDERED, ordered)
-        return None
+        return self._steering.switch(now_ms, path_id)
 
-    def _bound_reached(self, now_ms: float, session: Session) -> Refusal | None:
-        """The policy's bounds on switches that nobody is forced to make."""
-        policy = self._state.policy
-        last = session.switched_at_ms[-1] if session.switched_at_ms else None
-        if last is not None and now_ms - last < policy.switch_cooldown_ms:
-            text = f"within switch_cooldown_ms {policy.switch_cooldown_ms} of the last switch"
-            return Refusal(Reason.POLICY_DENY, text)
-        if not session.may_switch(now_ms, policy):
-            text = f"max_switches_per_minute {policy.max_switches_per_minute} reached"
-            return Refusal(Reason.RATE_LIMITED, text)
-        return None
+    def apply_policy(self, now_ms: float, policy: Policy) -> None:
+        """Replace our policy, for the present session too. What it now forbids is left at the next
+        timer; paths that it now allows become candidates."""
+        state, before = self._state, self._state.own_policy
+        spare = [path for path in state.paths.values() if path not in state.candidates()]
+        state.own_policy = policy
+        state.renew_policy()
+        state.machine.policy_applied(state.live_session(), before, policy)
+        for path in spare:
+            if path in state.candidates():
+                self._candidate_added(now_ms, path)
 
     def terminate(self, now_ms: float) -> Refusal | None:
         """End the session for good: no new one until the daemon is started again."""
@@ -266,7 +260,7 @@ class ClientAgent:
 
     def _on_response(self, now_ms: float, path: Path, packet: bytes) -> bool:
         session = self._state.session
-        awaited = session is not None and session.state in (State.BIRTH, *LIVE)
+        awaited = session is not None and session.state in (State.BIRTH, *SWITCHABLE)
         return awaited and self._births.on_response(now_ms, path, packet)
 
     def _on_ack(self, now_ms: float, path: Path, packet: bytes) -> bool:
@@ -295,8 +289,8 @@ class ClientAgent:
         if path is state.bound:
             state.watch.heard(now_ms)
         if body[0] == Control.PROBE_REPLY:
-            reply = decode_probe(body)
-            return reply is not None and path.probe_answered(reply.sequence, now_ms)
+            reply = decode_probe_reply(body)
+            return reply is not None and self._health.on_reply(now_ms, path, reply)
         if body[0] == Control.REBIND_HINT:
             self._on_hint(now_ms, path, state.session)
             return True
@@ -308,7 +302,7 @@ class ClientAgent:
     def _on_hint(self, now_ms: float, path: Path, session: Session) -> None:
         """The gateway hears us from an address that it has not bound: bind it explicitly."""
         state = self._state
-        if path is not state.bound or session.state not in LIVE:
+        if path is not state.bound or session.state not in SWITCHABLE:
             return
         if session.may_switch(now_ms, state.policy):
             self._births.cancel_rekey(now_ms)
@@ -321,47 +315,7 @@ class ClientAgent:
         event = _CLOSE_EVENTS.get(Reason(reason)) if reason else None
         self._end(now_ms, event or Event.PROTOCOL_BROKEN, rest=reason == Reason.SUPERSEDED)
 
-    # --- health ---
-
-    def _probe_all(self, now_ms: float) -> None:
-        state = self._state
-        busy = state.watch.is_busy(now_ms)
-        for path in list(state.paths.values()):
-            every_ms = state.policy.heartbeat_idle_ms
-            if path is state.bound and busy:
-                every_ms = state.policy.heartbeat_active_ms
-            if path.probed_ms is None or now_ms - path.probed_ms >= every_ms:
-                state.probe(now_ms, path)
-
-    def _burst(self, now_ms: float, bound: Path) -> None:
-        """Ask the suspect path, and in the first rounds all candidates."""
-        state = self._state
-        first = len(state.watch.burst) < c.BURST_DEAD
-        for path in list(state.paths.values()) if first else [bound]:
-            state.probe(now_ms, path)
-        state.watch.burst.append(now_ms)
-
-    def _judge(self, now_ms: float, session: Session) -> None:
-        """Look at the bound path and act on what the watch says."""
-        state, bound = self._state, self._state.bound
-        assert bound is not None
-        others = [path for path in state.paths.values() if path is not bound]
-        verdict = state.watch.assess(now_ms, bound, others, state.policy)
-        if verdict is Verdict.DEAD:
-            self._lose(now_ms, bound, state.watch.why)
-            return
-        due_ms = state.watch.burst_due_ms(state.policy)
-        if due_ms is not None and now_ms >= due_ms:
-            self._burst(now_ms, bound)
-        if verdict is not Verdict.ALIVE:
-            self._unstable_ms = now_ms
-        if verdict is Verdict.LATE and session.state is State.ATTACHED:
-            state.machine.fire(session, Event.HEARTBEAT_LATE, now_ms, {"path": bound.id})
-        elif session.state is State.VOLATILE:
-            stable_since_ms = max(self._unstable_ms, session.entered_ms)
-            if now_ms - stable_since_ms >= state.policy.stability_window_ms:
-                state.machine.fire(session, Event.STABILITY_RESTORED, now_ms)
-        self._births.rekey_if_due(now_ms, session, bound)
+    # --- the end ---
 
     def _ttl_over(self, now_ms: float, session: Session) -> bool:
         """End the session where one of its two TTLs is over."""
@@ -374,8 +328,6 @@ class ClientAgent:
             self._end(now_ms, Event.TRANSPORT_LOSS_TTL_OVER)
             return True
         return False
-
-    # --- the end ---
 
     def _say_close(self, reason: Reason) -> None:
         state = self._state
@@ -395,8 +347,8 @@ class ClientAgent:
         state.machine.fire(session, event, now_ms)
         if session.id is not None:
             state.effects.append(SessionDown(session.id))
-        state.bound = state.credentials = None
-        state.policy = state.own_policy
+        state.bound = state.credentials = state.bounds = None
+        state.renew_policy()
         state.pause(True)
         self._births.ended(now_ms, event, rest)
         self._births.begin_if_due(now_ms)

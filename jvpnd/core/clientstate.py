@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import deque
+from dataclasses import dataclass, field, replace
 
+from jvpnd.core import constants as c
 from jvpnd.core.binding import Binding
+from jvpnd.core.choice import candidates
 from jvpnd.core.effects import Effect, PauseTun, Send
 from jvpnd.core.entropy import Entropy
-from jvpnd.core.messages import Control, Probe
+from jvpnd.core.messages import PolicyBounds, Probe
 from jvpnd.core.path import Path
 from jvpnd.core.policy import Policy
 from jvpnd.core.reattach import Credentials
@@ -33,7 +36,8 @@ class ClientState:
     def __init__(self, identity: Identity, policy: Policy, entropy: Entropy) -> None:
         self.identity = identity
         self.own_policy = policy
-        self.policy = policy  # the stricter of ours and the gateway's bounds
+        self.bounds: PolicyBounds | None = None  # the gateway's, for the present session
+        self.policy = policy  # ours within these bounds
         self.entropy = entropy
         self.effects: list[Effect] = []
         self.machine = Machine(self.effects.append)
@@ -45,19 +49,49 @@ class ClientState:
         self.anchor_ms = 0.0  # when the root's INIT was sent: proof ages count from it
         self.watch = BindingWatch(0)
         self.dropped: dict[str, int] = {}
+        self._deaths: dict[str, deque[float]] = {}  # of each path, that flapping ones stand out
         self._paused = True  # nothing may leave before there is a session
-        self._probe_number = 0
 
     def live_session(self) -> Session | None:
         """The session, if there is one that has not ended."""
         session = self.session
         return None if session is None or session.state is State.TERMINATED else session
 
+    def renew_policy(self) -> None:
+        """Our policy or the gateway's bounds have changed."""
+        before, self.policy = self.policy, _within(self.own_policy, self.bounds)
+        if self.policy.loss_window_ms != before.loss_window_ms:
+            for path in self.paths.values():
+                path.set_window(self.policy.loss_window_ms)
+
+    def candidates(self) -> list[Path]:
+        """The paths that the policy allows, the bound one among them."""
+        return candidates(self.paths.values(), self.bound, self.policy)
+
+    def others(self) -> list[Path]:
+        """The candidates that are not bound."""
+        return [path for path in self.candidates() if path is not self.bound]
+
     def bind(self, now_ms: float, path: Path) -> None:
         """This path carries the session from now on."""
         self.bound = path
+        path.renewed()
         self.watch = BindingWatch(now_ms, traffic=self.watch.traffic)
-        path.unanswered = 0
+
+    def note_death(self, now_ms: float, path: Path) -> None:
+        """Remember it: a path that comes and goes is not moved back to soon."""
+        path.died_ms = now_ms
+        path.troubled(now_ms)
+        deaths = self._deaths.setdefault(path.id, deque(maxlen=c.FLAP_DOUBLINGS))
+        deaths.append(now_ms)
+        if len(self._deaths) > c.MAX_PATHS:
+            del self._deaths[next(iter(self._deaths))]
+
+    def steady_needed_ms(self, now_ms: float, path: Path) -> float:
+        """How long a path must have been steady before it is moved back to."""
+        deaths = self._deaths.get(path.id, ())
+        recent = sum(1 for died_ms in deaths if now_ms - died_ms < c.FLAP_MEMORY_MS)
+        return float(self.policy.stability_window_ms * 2 ** max(0, recent - 1))
 
     def pause(self, paused: bool) -> None:
         """Leave the TUN unread (the kernel queues), or read it again."""
@@ -70,12 +104,19 @@ class ClientState:
         channel = self.binding.channel if self.binding else None
         if channel is None:
             return
-        self._probe_number = (self._probe_number + 1) & 0xFFFFFFFF
-        body = Probe(path.number, self._probe_number).encode(Control.PROBE)
-        path.probe_sent(self._probe_number, now_ms)
+        body = Probe(path.number, path.probe_sent(now_ms)).encode()
         if path is self.bound:
             self.watch.sent(now_ms)
         self.effects.append(Send(path.id, channel.seal(body)))
 
     def count(self, cause: str) -> None:
         self.dropped[cause] = self.dropped.get(cause, 0) + 1
+
+
+def _within(own: Policy, bounds: PolicyBounds | None) -> Policy:
+    """Our policy, and of what the gateway bounds as well, the stricter of both."""
+    if bounds is None:
+        return own
+    names = [name for name in bounds.__slots__ if name not in ("version", "rekey_after_ms")]
+    tighter = {name: min(getattr(own, name), getattr(bounds, name)) for name in names}
+    return replace(own, **tighter)

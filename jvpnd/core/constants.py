@@ -23,15 +23,30 @@ ACTIVE_FOR_MS = 1_000  # traffic within this time makes the path a busy one
 BURST_GAP_MS = 15  # between probes while the bound path is suspect
 BURST_LIMIT = 12  # then suspicion goes on at the busy heartbeat
 BURST_DEAD = 4  # burst probes unanswered, while a candidate answers, are a death
-ONE_WAY_DEAD = 15  # probes unanswered in a row, however much is heard, are one too
+ONE_WAY_DEAD = 12  # probes unanswered in a row, however much is heard, are one too
+RTT_STEP_MS = 200  # a path may become slower by so much at once: no death before that
+CONTINUOUS_MS = 20  # sent so soon after the last packet heard: others were under way already
 LATE_SHELL_MS = 20  # a timer later than this tells of a stalled host, not of a silent path
 
+# Quality
+LOOK_SAMPLE_MS = 5  # losses of so short a time count as one
+DOUBT_PROBES = 8  # to each candidate, while the bound path is half way below a floor
+EVIDENCE_MS = 1_000  # probes of this time tell whether a path is worth a move by choice:
+MIN_EVIDENCE = 5  # so many answered, and for each that was not
+MORE_EVIDENCE = 2  # so many more
+TRIAL_PROBES = 10  # at the busy heartbeat, before a move to a preferred uplink
+FRESH_BEATS = 2.5  # a candidate heard or added within so many heartbeats is worth early data
+CHOICE_GAP_MS = 1_000  # between moves that nobody is forced to make
+FLAP_MEMORY_MS = 600_000  # each death in this time doubles the wait for a move back
+FLAP_DOUBLINGS = 5
+MAX_PATHS = 64
+
 # Recovery
-FRESH_MS = 2_500  # a candidate heard or added within this time is worth early data
 REATTACH_RTO_MAX_MS = 1_000
 PLANNED_ATTEMPTS = 3  # on the target of a planned switch, before the old binding is kept
 DEGRADED_RETRY_MS = 2_000
 HINT_GAP_MS = 20
 
 # Gateway
+REBINDS_PER_MINUTE = 120  # of a session, those included that its client never confirmed
 SCAN_MS = 250  # between looks at all sessions' health

@@ -63,6 +63,11 @@ class Gateway:
         return self._state.policy
 
     @property
+    def own_policy(self) -> Policy:
+        """The same: nobody bounds a gateway."""
+        return self._state.policy
+
+    @property
     def dropped(self) -> dict[str, int]:
         """Packets that came for control and were dropped, by cause."""
         return self._state.dropped
@@ -124,6 +129,13 @@ class Gateway:
         self._state.end(now_ms, peer, Event.OPERATOR_TERMINATED, Reason.OPERATOR_TERMINATION)
         return True
 
+    def apply_policy(self, now_ms: float, policy: Policy) -> None:
+        """Replace the policy, for the present sessions too. What it now forbids ends at the next
+        look at the sessions; clients learn their new bounds with their next keys."""
+        before, self._state.policy = self._state.policy, policy
+        self._state.machine.policy_applied(None, before, policy)
+        self._scan_ms = now_ms
+
     def timer(self, now_ms: float) -> None:
         """Time has passed."""
         for peer in list(self._state.sessions.values()):
@@ -169,8 +181,7 @@ class Gateway:
             if probe is None:
                 self._state.count("bad CONTROL")
                 return
-            reply = peer.channel.seal(probe.encode(Control.PROBE_REPLY))
-            self._state.effects.append(Send(origin, reply))
+            self._state.effects.append(Send(origin, peer.channel.seal(peer.answer(probe).encode())))
             moved = probe.path_number == peer.path_number and origin != peer.origin
             if moved or peer.session.state not in LIVE:
                 self._state.hint(now_ms, peer, origin)

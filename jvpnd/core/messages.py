@@ -249,17 +249,18 @@ class Control(IntEnum):
 
 
 _PROBE = struct.Struct("<BBxxI")
+_REPLY = struct.Struct("<BBBxIIII")
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A probe or its reply: the reply carries the same path number and sequence number."""
+    """A question over one path; the sequence numbers of each path rise by one."""
 
     path_number: int
     sequence: int
 
-    def encode(self, kind: Control) -> bytes:
-        return _PROBE.pack(kind, self.path_number, self.sequence)
+    def encode(self) -> bytes:
+        return _PROBE.pack(Control.PROBE, self.path_number, self.sequence)
 
 
 def decode_probe(body: bytes) -> Probe | None:
@@ -268,6 +269,37 @@ def decode_probe(body: bytes) -> Probe | None:
         return None
     _, number, sequence = _PROBE.unpack_from(body)
     return Probe(number, sequence)
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeReply:
+    """The answer, over the path of the question, and which probes have come: bit i of `mask` stands
+    for sequence - 1 - i. The same of the bound path, so that its direction of trouble is known."""
+
+    path_number: int
+    sequence: int
+    mask: int
+    bound_number: int
+    bound_newest: int
+    bound_mask: int
+
+    def encode(self) -> bytes:
+        return _REPLY.pack(
+            Control.PROBE_REPLY,
+            self.path_number,
+            self.bound_number,
+            self.sequence,
+            self.mask,
+            self.bound_newest,
+            self.bound_mask,
+        )
+
+
+def decode_probe_reply(body: bytes) -> ProbeReply | None:
+    if len(body) != _REPLY.size:
+        return None
+    _, number, bound_number, sequence, mask, newest, bound_mask = _REPLY.unpack(body)
+    return ProbeReply(number, sequence, mask, bound_number, newest, bound_mask)
 
 
 # Reason codes that travel as one byte (CLOSE and REATTACH_REJECT). Append only.

@@ -1,13 +1,13 @@
-"""A path (uplink x endpoint x transport): what its probes say, and which of several to take."""
+"""A path (uplink x endpoint x transport) and its health, as probes and traffic show it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from jvpnd.core.constants import FRESH_MS
+from jvpnd.core.constants import FRESH_BEATS, LOOK_SAMPLE_MS, RTT_STEP_MS
+from jvpnd.core.loss import DirectionLoss, ProbeLog, Report
 from jvpnd.core.policy import Policy
-from jvpnd.core.rtt import Jitter, LossWindow, RttEstimator
+from jvpnd.core.rtt import Jitter, RttEstimator
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,79 +21,115 @@ class PathInfo:
     remote: str
 
 
-@dataclass(slots=True)
 class Path:
-    """One candidate way to the gateway, with its health."""
+    """One way to the gateway, with its health."""
 
-    info: PathInfo
-    number: int  # names the path to the gateway; never used again in this client's life
-    added_ms: float
-    loss: LossWindow
-    rtt: RttEstimator = field(default_factory=RttEstimator)
-    jitter: Jitter = field(default_factory=Jitter)
-    heard_ms: float | None = None
-    proven_ms: float | None = None  # when the newest probe that was answered had been sent
-    died_ms: float | None = None
-    probed_ms: float | None = None
-    unanswered: int = 0  # probes in a row
-    unanswered_since_ms: float = 0  # when the first of them was sent
+    def __init__(self, info: PathInfo, number: int, now_ms: float, policy: Policy) -> None:
+        """`number` names the path to the gateway; it is not used again for a long time."""
+        self.info = info
+        self.number = number
+        self.added_ms = now_ms
+        self.rtt = RttEstimator()
+        self.jitter = Jitter()
+        self.heard_ms: float | None = None
+        self.proven_ms: float | None = None  # when the newest probe that was answered was sent
+        self.died_ms: float | None = None
+        self.probed_ms: float | None = None
+        self.steady_since_ms = now_ms  # no sign of trouble since then
+        self.set_window(policy.loss_window_ms)
+        self._probe_number = 0
+
+    def set_window(self, window_ms: float) -> None:
+        """Count loss over this time; what was counted over another is forgotten."""
+        self.probes = ProbeLog(window_ms)
+        self.up, self.down = DirectionLoss(window_ms), DirectionLoss(window_ms)
 
     @property
     def id(self) -> str:
         return self.info.id
 
-    def probe_sent(self, sequence: int, now_ms: float) -> None:
-        self.loss.sent(sequence, now_ms)
+    # --- what happens ---
+
+    def probe_sent(self, now_ms: float) -> int:
+        """Returns the probe's sequence number."""
+        self._probe_number = (self._probe_number + 1) & 0xFFFFFFFF
+        self.probes.sent(self._probe_number, now_ms)
         self.probed_ms = now_ms
-        if self.unanswered == 0:
-            self.unanswered_since_ms = now_ms
-        self.unanswered += 1
+        return self._probe_number
 
     def probe_answered(self, sequence: int, now_ms: float) -> bool:
         """False for a reply to nothing that is outstanding."""
-        rtt_ms = self.loss.answered(sequence, now_ms)
+        rtt_ms = self.probes.answered(sequence, now_ms)
         if rtt_ms is None:
             return False
         self.rtt.sample(rtt_ms)
         self.jitter.sample(rtt_ms)
-        self.unanswered = 0
         self.proven_ms = max(self.proven_ms or 0, now_ms - rtt_ms)
         self.heard(now_ms)
         return True
+
+    def told(self, report: Report, now_ms: float) -> None:
+        """What the gateway says of our probes, perhaps over another path."""
+        self.probes.told(report, now_ms, self.rtt.rto_ms)
 
     def heard(self, now_ms: float) -> None:
         self.heard_ms = now_ms
         self.died_ms = None
 
-    def is_fresh(self, now_ms: float) -> bool:
+    def carried(
+        self, now_ms: float, way: DirectionLoss, came: int, lost: int, in_ms: float, floor: float
+    ) -> None:
+        """Records of the data plane in the last `in_ms`. Losses of one moment go together (a full
+        queue drops many), so many records in a short time count as few."""
+        seen = came + max(lost, 0)
+        weight = min(1.0, (1 + in_ms / LOOK_SAMPLE_MS) / seen) if seen else 0.0
+        way.count(now_ms, came * weight, lost * weight, floor)
+
+    def settle(self, now_ms: float, policy: Policy) -> None:
+        """Count the probes whose fate has become known."""
+        # A path that became slower is not one that loses.
+        for is_up, lost in self.probes.fates(now_ms, self.rtt.rto_ms + RTT_STEP_MS):
+            way = self.up if is_up else self.down
+            way.count(now_ms, not lost, lost, policy.loss_floor)
+        for way in (self.up, self.down):
+            way.forgive_after(now_ms, policy.stability_window_ms)
+
+    def renewed(self) -> None:
+        """A binding begins on it: it is judged by what comes now."""
+        self.probes.forget()
+        self.up.forgive()
+        self.down.forgive()
+
+    def troubled(self, now_ms: float) -> None:
+        """It is not to be trusted before it has been steady for a while again."""
+        self.steady_since_ms = now_ms
+
+    # --- what it is worth ---
+
+    def is_fresh(self, now_ms: float, policy: Policy) -> bool:
         """Heard, or new, a short time ago: worth data that nobody has confirmed yet."""
         latest = self.added_ms if self.heard_ms is None else max(self.heard_ms, self.added_ms)
-        return self.died_ms is None and now_ms - latest <= FRESH_MS
+        fresh_ms = FRESH_BEATS * policy.candidate_heartbeat_ms(self.info.uplink)
+        return self.died_ms is None and now_ms - latest <= fresh_ms
 
     def loss_ratio(self, now_ms: float) -> float:
-        return self.loss.loss(now_ms, self.rtt.rto_ms) or 0.0
+        """Share of the probes that got no answer, both ways together, 0 to 1."""
+        return self.probes.loss(now_ms, self.rtt.rto_ms) or 0.0
 
+    def is_doubtful(self) -> bool:
+        """Half way below the loss floor: time to look at the others."""
+        return self.up.is_doubtful or self.down.is_doubtful
 
-def ranked(paths: Iterable[Path], policy: Policy, now_ms: float) -> list[Path]:
-    """The paths that may be taken, best first: a pure function of what is known.
-
-    Forbidden transports, paths over the loss floor while another is below it, and paths that died
-    within the cooldown while another did not, go to the end rather than away: a bad path is better
-    than none.
-    """
-
-    def key(path: Path) -> tuple[bool, bool, bool, float, float, float, str]:
-        loss = path.loss_ratio(now_ms)
-        died = path.died_ms is not None and now_ms - path.died_ms < policy.switch_cooldown_ms
-        return (
-            died,
-            not path.is_fresh(now_ms),
-            loss > policy.loss_floor,
-            round(loss, 2),
-            path.rtt.srtt_ms if path.rtt.srtt_ms is not None else float("inf"),
-            path.added_ms,
-            path.id,
-        )
-
-    allowed = [path for path in paths if path.info.transport in policy.allowed_transports]
-    return sorted(allowed, key=key)
+    def violations(self, policy: Policy) -> dict[str, float]:
+        """What is worse than a floor of the policy allows, and how bad it is."""
+        found: dict[str, float] = {}
+        for way, name in ((self.up, "loss_up"), (self.down, "loss_down")):
+            lost = way.violation(policy.loss_floor)
+            if lost is not None:
+                found[name] = round(lost, 3)
+        srtt_ms, jitter_ms = self.rtt.srtt_ms or 0.0, self.jitter.jitter_ms
+        if policy.latency_floor_ms and srtt_ms > policy.latency_floor_ms:
+            found["rtt_ms"] = round(srtt_ms, 1)
+        if policy.jitter_floor_ms and jitter_ms > policy.jitter_floor_ms:
+            found["jitter_ms"] = round(jitter_ms, 1)
+        return found

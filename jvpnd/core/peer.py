@@ -9,9 +9,12 @@ from enum import Enum
 from typing import TypeAlias
 
 from jvpnd.core.channel import ControlChannel
+from jvpnd.core.constants import REBINDS_PER_MINUTE
 from jvpnd.core.effects import Origin
 from jvpnd.core.handshake import EpochKeys
-from jvpnd.core.session import Session
+from jvpnd.core.loss import ArrivalWindow
+from jvpnd.core.messages import Probe, ProbeReply
+from jvpnd.core.session import MINUTE_MS, Session
 from jvpnd.core.states import State
 from jvpnd.core.wire import Suite
 
@@ -86,6 +89,29 @@ class Peer:
     requests: deque[tuple[bytes, Origin]] = field(
         default_factory=lambda: deque(maxlen=REMEMBERED_REQUESTS)
     )
+    rebound_ms: deque[float] = field(default_factory=lambda: deque(maxlen=REBINDS_PER_MINUTE))
+    arrivals: dict[int, ArrivalWindow] = field(default_factory=dict)  # probes, by path number
+
+    def answer(self, probe: Probe) -> ProbeReply:
+        """Note that this probe came, and tell of it and of those before."""
+        window = self.arrivals.get(probe.path_number)
+        if window is None:
+            window = self.arrivals[probe.path_number] = ArrivalWindow(probe.sequence)
+        window.note(probe.sequence)
+        bound = self.arrivals.get(self.path_number)
+        return ProbeReply(
+            probe.path_number,
+            probe.sequence,
+            window.before(probe.sequence),
+            self.path_number,
+            bound.newest if bound else 0,
+            bound.mask if bound else 0,
+        )
+
+    def may_rebind(self, now_ms: float) -> bool:
+        """Whether the gateway bears one more, confirmed by the client or not."""
+        full = len(self.rebound_ms) == REBINDS_PER_MINUTE
+        return not full or now_ms - self.rebound_ms[0] >= MINUTE_MS
 
     def remembers(self, tag: bytes) -> Origin | None:
         """From where exactly this request came before, if it did."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields, replace
+from fnmatch import fnmatchcase
 
 TRANSPORTS = ("udp", "quic", "tcp", "tls")
+UPLINK_KEYS = ("preferred_uplinks", "metered_uplinks", "forbidden_uplinks")
+MAX_UPLINKS = 32  # names or patterns in one of these lists
+METERED_BEATS = 10  # idle heartbeats between probes of a metered candidate
 
 
 class PolicyError(ValueError):
@@ -41,23 +45,64 @@ class Policy:
     drain_ms: int = 500
     max_candidates: int = 8
     rekey_after_ms: int = 120_000
+    preferred_uplinks: tuple[str, ...] = ()
+    metered_uplinks: tuple[str, ...] = ()
+    forbidden_uplinks: tuple[str, ...] = ()
 
     @classmethod
     def from_table(cls, table: Mapping[str, object]) -> Policy:
         """The policy of a TOML table; PolicyError names the first field that is wrong."""
+        known = [field.name for field in fields(cls)]
         for key in table:
-            if key not in RANGES and key != "allowed_transports":
-                known = ", ".join(field.name for field in fields(cls))
-                raise PolicyError(key, "unknown key", known)
+            if key not in known:
+                raise PolicyError(key, "unknown key", ", ".join(known))
         values: dict[str, object] = {}
         for key, (kind, low, high) in RANGES.items():
             if key in table:
                 values[key] = _number(key, table[key], kind, low, high)
         if "allowed_transports" in table:
             values["allowed_transports"] = _transports(table["allowed_transports"])
+        for key in UPLINK_KEYS:
+            if key in table:
+                values[key] = _uplinks(key, table[key])
         policy = cls(**values)  # type: ignore[arg-type]
         policy._check_together()
         return policy
+
+    def successor(self, table: Mapping[str, object]) -> Policy:
+        """The policy of `table` in place of this one: its version must be a higher one, and is the
+        next one where the table has none. PolicyError otherwise."""
+        policy = Policy.from_table(table)
+        if "version" not in table:
+            return replace(policy, version=self.version + 1)
+        if policy.version <= self.version:
+            problem = f"{policy.version} is not above {self.version}, which is in force"
+            raise PolicyError("version", problem, f"{self.version + 1} or more, or none")
+        return policy
+
+    def require_any(self, carried: Collection[str]) -> None:
+        """PolicyError where none of the transports that there are endpoints for is allowed."""
+        if not set(carried) & set(self.allowed_transports):
+            problem = f"{shown(list(self.allowed_transports))} leaves no endpoint to use"
+            raise PolicyError(
+                "allowed_transports", problem, f"a list with {', '.join(sorted(carried))}"
+            )
+
+    def allows(self, transport: str, uplink: str) -> bool:
+        """Whether a path of this kind may be a candidate at all."""
+        forbidden = _is_listed(uplink, self.forbidden_uplinks)
+        return transport in self.allowed_transports and not forbidden
+
+    def tier(self, uplink: str) -> int:
+        """0 preferred, 1 neither, 2 metered: the last resort."""
+        if _is_listed(uplink, self.metered_uplinks):
+            return 2
+        return 0 if _is_listed(uplink, self.preferred_uplinks) else 1
+
+    def candidate_heartbeat_ms(self, uplink: str) -> int:
+        """Between two probes of a candidate: seldom where each costs money."""
+        metered = _is_listed(uplink, self.metered_uplinks)
+        return self.heartbeat_idle_ms * (METERED_BEATS if metered else 1)
 
     def _check_together(self) -> None:
         rules = (
@@ -123,6 +168,19 @@ def _number(key: str, value: object, kind: type, low: float, high: float) -> int
     if not low <= value <= high:
         raise PolicyError(key, f"{shown(value)} is out of range", allowed)
     return float(value) if kind is float else value
+
+
+def _is_listed(uplink: str, names: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(uplink, name) for name in names)
+
+
+def _uplinks(key: str, value: object) -> tuple[str, ...]:
+    allowed = f'a list of at most {MAX_UPLINKS} interface names or patterns like "wwan*"'
+    if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+        raise PolicyError(key, f"{shown(value)} is of the wrong type", allowed)
+    if len(value) > MAX_UPLINKS or not all(0 < len(entry) <= 32 for entry in value):
+        raise PolicyError(key, f"{shown(value)} is too long or has an empty name", allowed)
+    return tuple(value)
 
 
 def _transports(value: object) -> tuple[str, ...]:

@@ -134,7 +134,8 @@ class Rebinding:
             return Reason.FRESHNESS_INVALID
         if request.transport not in policy.allowed_transports:
             return Reason.POLICY_DENY
-        if peer.confirmed and not session.may_switch(now_ms, policy):
+        spent = peer.confirmed and not session.may_switch(now_ms, policy)
+        if spent or not peer.may_rebind(now_ms):
             return Reason.RATE_LIMITED
         last = session.switched_at_ms[-1] if session.switched_at_ms else None
         cooling = last is not None and now_ms - last < policy.switch_cooldown_ms
@@ -202,6 +203,7 @@ class Rebinding:
         if ticket.next_index != peer.keys.index:
             self._state.drain_epoch(now_ms, peer)
         session.epoch = request.attempt
+        peer.rebound_ms.append(now_ms)
         if peer.confirmed:
             session.count_switch(now_ms)
         peer.keys = EpochKeys(

@@ -8,10 +8,11 @@ is none the TUN is left unread.
 from __future__ import annotations
 
 from jvpnd.core import constants as c
+from jvpnd.core.choice import ranked
 from jvpnd.core.clientstate import ClientState
 from jvpnd.core.effects import Expect, Send, Unexpect
 from jvpnd.core.messages import Cause
-from jvpnd.core.path import Path, ranked
+from jvpnd.core.path import Path
 from jvpnd.core.reasons import Reason
 from jvpnd.core.reattach import Attempt, Credentials, make_attempt, read_ack, read_reject
 from jvpnd.core.session import Session
@@ -53,10 +54,14 @@ class Recovery:
         self._attempts_made = 0
         self._try(now_ms, target)
 
-    def transport_died(self, now_ms: float, path: Path, why: str) -> None:
+    def transport_died(self, now_ms: float, path: Path, why: str, way: str | None) -> None:
         """The bound path is dead."""
         state, session = self._state, self._session()
         state.bound = None
+        silent_ms = round(now_ms - state.watch.heard_ms, 1)
+        details: dict[str, object] = {"path": path.id, "why": why, "silent_ms": silent_ms}
+        if way is not None:
+            details["way"] = way
         if session.state is State.RECOVERING:
             # The old binding went while a move was under way: now it is a recovery.
             if session.lost_since_ms is None:
@@ -65,9 +70,13 @@ class Recovery:
             self._planned = None
             if doomed:
                 self._try_next(now_ms)
+        elif session.state is State.DEGRADED:
+            session.lost_since_ms = now_ms
+            state.machine.note(session, "TRANSPORT_LOST", Reason.TRANSPORT_DEAD, details)
+            self._wait_for_candidate()
+            self._retry_at_ms = now_ms
+            self.leave_degraded(now_ms, session)
         elif session.state in (State.ATTACHED, State.VOLATILE):
-            silent_ms = round(now_ms - state.watch.heard_ms, 1)
-            details = {"path": path.id, "why": why, "silent_ms": silent_ms}
             state.machine.fire(session, Event.TRANSPORT_DIED, now_ms, details)
             self._cause, self._attempts_made = Cause.TRANSPORT_DEAD, 0
             self._try_next(now_ms)
@@ -98,7 +107,7 @@ class Recovery:
             self._wait_for_candidate()
             self._retry_at_ms = now_ms + c.DEGRADED_RETRY_MS
         elif self._attempt is None:
-            if state.paths:
+            if state.candidates():
                 self._try_next(now_ms)
         elif now_ms >= self._attempt.deadline_ms:
             self._attempt_failed(now_ms)
@@ -106,15 +115,16 @@ class Recovery:
     def leave_degraded(self, now_ms: float, session: Session) -> None:
         """Try again when a candidate shows life, or now and then: silence proves nothing."""
         state = self._state
-        if not state.paths or not session.may_switch(now_ms, state.policy):
+        paths = state.candidates()
+        if not paths or not session.may_switch(now_ms, state.policy):
             return
         viable = any(
             (path.heard_ms or 0) > session.entered_ms or path.added_ms > session.entered_ms
-            for path in state.paths.values()
+            for path in paths
         )
         if viable or now_ms >= self._retry_at_ms:
             state.machine.fire(session, Event.CANDIDATE_VIABLE, now_ms)
-            self._attempts_made = 0
+            self._cause, self._attempts_made = Cause.TRANSPORT_DEAD, 0
             self._try_next(now_ms)
 
     # --- attempts ---
@@ -147,7 +157,7 @@ class Recovery:
         assert state.credentials is not None
         self.drop_attempt()
         cause = self._cause if self._attempts_made == 0 else Cause.RETRY
-        rounds = self._attempts_made // max(len(state.paths), 1)
+        rounds = self._attempts_made // max(len(state.candidates()), 1)
         attempt = make_attempt(
             session,
             state.credentials,
@@ -169,12 +179,14 @@ class Recovery:
         state.machine.note(session, "REATTACH_ATTEMPT", None, details)
         if self._planned is None:
             self._send_early(now_ms, path, attempt)
+        elif state.bound is not None and state.bound is not path:
+            state.probe(now_ms, state.bound)
 
     def _send_early(self, now_ms: float, path: Path, attempt: Attempt) -> None:
         """The old transport is dead: data follows the request at once, if the path seems alive."""
         state = self._state
         assert state.binding is not None
-        if path.is_fresh(now_ms):
+        if path.is_fresh(now_ms, state.policy):
             index = attempt.credentials.next_index
             state.binding.send_under(attempt.number, index, attempt.send.data, path.id)
             state.pause(False)
@@ -189,13 +201,21 @@ class Recovery:
             self._try_next(now_ms)
         elif self._attempts_made < c.PLANNED_ATTEMPTS and target.id in state.paths:
             self._try(now_ms, target)
-        elif self._cause is Cause.NAT_REBIND or state.bound is None:
-            # The old binding does not deliver the gateway's packets: go on as a recovery.
+        elif self._cause is Cause.NAT_REBIND or not self._bound_serves():
+            # The old binding does not deliver, or the gateway has left it and its ACKs were lost:
+            # go on as a recovery.
             self._session().lost_since_ms = now_ms
             state.bound = self._planned = None
             self._try_next(now_ms)
         else:
             self._refused(now_ms)
+
+    def _bound_serves(self) -> bool:
+        """Whether the old binding was heard since the last attempt, so that it is still bound."""
+        bound, attempt = self._state.bound, self._attempt
+        if bound is None or attempt is None or bound.heard_ms is None:
+            return False
+        return bound.heard_ms > attempt.sent_ms
 
     def drop_attempt(self) -> None:
         if self._attempt is not None:

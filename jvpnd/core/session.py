@@ -106,6 +106,25 @@ class Machine:
             )
         )
 
+    def policy_applied(self, session: Session | None, before: Policy, after: Policy) -> None:
+        """The operator has replaced the policy that held for this session, or for all (None)."""
+        changed = [
+            name
+            for name in before.__slots__
+            if name != "version" and getattr(before, name) != getattr(after, name)
+        ]
+        details: dict[str, object] = {
+            "what": "policy applied",
+            "from_version": before.version,
+            "to_version": after.version,
+            "changed": changed,
+        }
+        version = session.state_version if session else None
+        client, session_id = (session.client, session.id) if session else (None, None)
+        self._emit(
+            Emit("AUDIT_EVENT", None, session_id, client, state_version=version, details=details)
+        )
+
     def _refuse(self, session: Session, event: Event) -> None:
         self.note(
             session,

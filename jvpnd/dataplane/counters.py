@@ -70,8 +70,9 @@ class Drop(IntEnum):
 @dataclass(frozen=True, slots=True)
 class SlotCounters:
     """What passed through one slot. Packets and bytes are inner ones, after cutting; times are
-    CLOCK_MONOTONIC in ms, 0 for never; last_rx_index is the receiver index last heard under.
-    tx_spans: records that spanned several datagrams."""
+    CLOCK_BOOTTIME in ms, 0 for never; last_rx_index is the receiver index last heard under.
+    tx_spans: records that spanned several datagrams. Records and missing ones are totals of the
+    newest epoch: rx of what came here, peer of what the other end says came to it."""
 
     tx_packets: int
     tx_bytes: int
@@ -81,11 +82,15 @@ class SlotCounters:
     last_rx_ms: int
     last_rx_index: int
     tx_spans: int
+    rx_records: int
+    rx_missing: int
+    peer_records: int
+    peer_missing: int
 
 
-def monotonic_ms() -> int:
-    """CLOCK_MONOTONIC in ms, the clock of every time in the shared memory."""
-    return time.monotonic_ns() // 1_000_000
+def clock_ms() -> int:
+    """CLOCK_BOOTTIME in ms, the clock of every time in the shared memory."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
 
 
 class Counters:
@@ -115,7 +120,7 @@ class Counters:
     def slot(self, slot: int) -> SlotCounters:
         """The counters of a slot, 0 .. SLOTS - 1."""
         at = slot_base(slot)
-        return SlotCounters(*self.words[at : at + 8])
+        return SlotCounters(*self.words[at : at + 12])
 
     def drops(self) -> dict[str, int]:
         """Packets dropped since the start by cause, both workers together; causes seen only."""
@@ -135,6 +140,7 @@ def total_of(lanes: Sequence[Counters], slot: int) -> SlotCounters:
     if len(rows) == 1:
         return rows[0]
     latest = max(rows, key=lambda row: row.last_rx_ms)
+    same = [row for row in rows if row.last_rx_index == latest.last_rx_index]
     return SlotCounters(
         tx_packets=sum(row.tx_packets for row in rows),
         tx_bytes=sum(row.tx_bytes for row in rows),
@@ -144,6 +150,10 @@ def total_of(lanes: Sequence[Counters], slot: int) -> SlotCounters:
         last_rx_ms=latest.last_rx_ms,
         last_rx_index=latest.last_rx_index,
         tx_spans=sum(row.tx_spans for row in rows),
+        rx_records=sum(row.rx_records for row in same),
+        rx_missing=sum(row.rx_missing for row in same),
+        peer_records=sum(row.peer_records for row in rows),
+        peer_missing=sum(row.peer_missing for row in rows),
     )
 
 

@@ -25,7 +25,7 @@ from jvpnd.dataplane.counters import (
     RX_RECORDS,
     Counters,
     Drop,
-    monotonic_ms,
+    clock_ms,
     slot_base,
 )
 from jvpnd.dataplane.early import HOLD_MS, EarlyData, Held
@@ -157,7 +157,7 @@ class Downlink:
         )
         for held in self._early.take(index):
             data = memoryview(held.data)
-            self._take_batch(data, len(data), held.socket_id, held.remote, monotonic_ms())
+            self._take_batch(data, len(data), held.socket_id, held.remote, clock_ms())
         self._settle()
 
     def release_receive(self, index: int) -> None:
@@ -184,7 +184,7 @@ class Downlink:
                         self._take_errors(inlet, inlet.peer)
             done_ns = monotonic_ns()
             if holding:
-                self._expire(monotonic_ms())
+                self._expire(clock_ms())
 
     def _expire(self, now_ms: int) -> None:
         """Give up what waits for something that does not come."""
@@ -197,7 +197,7 @@ class Downlink:
         """Take what a socket has, at most so many batches, and write all of it."""
         into, receive = [self._batch], inlet.socket.recvmsg_into
         for _ in range(most):
-            now_ms = monotonic_ms()
+            now_ms = clock_ms()
             try:
                 size, ancillary, flags, address = receive(into, 64, socket.MSG_DONTWAIT)
             except BlockingIOError:
@@ -318,7 +318,7 @@ class Downlink:
     def _take_errors(self, inlet: _Inlet, peer: Remote) -> None:
         """What is known of a socket that is not connected, but for one peer."""
         for number in errors_from(inlet.socket, peer):
-            self._socket_error(inlet, number, monotonic_ms())
+            self._socket_error(inlet, number, clock_ms())
 
     def _end_of(self, inlet: _Inlet) -> None:
         """The other end of a relay is gone: say so once, and do not look at it again."""

@@ -33,7 +33,7 @@ from jvpnd.dataplane.counters import (
     TX_SPANS,
     Counters,
     Drop,
-    monotonic_ms,
+    clock_ms,
 )
 from jvpnd.dataplane.messages import Report, ReportKind
 from jvpnd.dataplane.seal import MAX_RECORD, OVERHEAD, Cut, Sealer
@@ -229,7 +229,7 @@ class Outlet:
         return 0
 
     def _account(self, binding: Binding, packets: int, octets: int, error: int) -> None:
-        now_ms = monotonic_ms()
+        now_ms = clock_ms()
         if not error:
             words, at = self._words, binding.counters_at
             words[at + TX_PACKETS] += packets

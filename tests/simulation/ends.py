@@ -187,7 +187,15 @@ class ClientEnd(_End):
         plane = self.plane
         self.agent.traffic(
             now_ms,
-            Traffic(plane.tx, plane.last_tx_ms, plane.rx, plane.last_rx_ms, plane.rx_index),
+            Traffic(
+                plane.tx,
+                plane.last_tx_ms,
+                plane.rx,
+                plane.last_rx_ms,
+                plane.rx_index,
+                *plane.report(),
+                *plane.peer_report,
+            ),
         )
         self.agent.timer(now_ms)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, field
 
 from cryptography.exceptions import InvalidTag
@@ -20,6 +21,7 @@ from jvpnd.core.wire import (
 )
 
 HELD_MAX = 128
+_REPORT = struct.Struct("<II")  # records that came, and those missing below the highest
 _CIPHERS = {Suite.AES_256_GCM: AESGCM, Suite.CHACHA20_POLY1305: ChaCha20Poly1305}
 
 
@@ -54,6 +56,8 @@ class _Sending:
 class _Receiving:
     binding: BindReceive
     window: ReplayWindow = field(default_factory=ReplayWindow)
+    records: int = 0
+    highest: int = -1
 
 
 class Plane:
@@ -69,6 +73,7 @@ class Plane:
         self.keys_seen: set[bytes] = set()
         self.last_tx_ms = self.last_rx_ms = 0
         self.tx = self.rx = self.rx_index = 0
+        self.peer_report = (0, 0)
 
     def bind_send(self, binding: BindSend) -> None:
         assert binding.key not in self.keys_seen, "a send key was bound a second time"
@@ -99,7 +104,15 @@ class Plane:
         clear = HEADER.pack(PacketType.DATA, 0, 0, binding.index, counter)
         cipher = _CIPHERS[binding.suite](binding.key)
         self.tx, self.last_tx_ms = self.tx + 1, now_ms
-        return binding.to, clear + cipher.encrypt(data_nonce(0, counter), plain, clear)
+        report = _REPORT.pack(*self.report())
+        return binding.to, clear + cipher.encrypt(data_nonce(0, counter), report + plain, clear)
+
+    def report(self) -> tuple[int, int]:
+        """Of the newest epoch heard: records that came, and those missing."""
+        receiving = self.receiving.get(self.rx_index)
+        if receiving is None:
+            return 0, 0
+        return receiving.records, receiving.highest + 1 - receiving.records
 
     def open(self, now_ms: int, source: Destination, packet: bytes) -> tuple[bytes, bytes] | None:
         """(session id, plain text), None for what is dropped or held."""
@@ -123,7 +136,11 @@ class Plane:
         if not receiving.window.check_and_set(counter):
             return None
         self.rx, self.last_rx_ms, self.rx_index = self.rx + 1, now_ms, index
-        return binding.session_id, plain
+        receiving.records += 1
+        receiving.highest = max(receiving.highest, counter)
+        came, missing = _REPORT.unpack_from(plain)
+        self.peer_report = came, missing
+        return binding.session_id, plain[_REPORT.size :]
 
 
 def _index(packet: bytes) -> int:

@@ -1,0 +1,134 @@
+"""Moves that nobody is forced to make: ordered by an operator, for quality, or back home."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jvpnd.core import choice
+from jvpnd.core import constants as c
+from jvpnd.core.births import Births
+from jvpnd.core.clientstate import ClientState
+from jvpnd.core.path import Path
+from jvpnd.core.reasons import Reason
+from jvpnd.core.recovery import Recovery
+from jvpnd.core.session import Session
+from jvpnd.core.states import Event, State
+
+SWITCHABLE = (State.ATTACHED, State.VOLATILE, State.DEGRADED)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why an order was not carried out."""
+
+    reason: Reason
+    message: str
+
+
+class Steering:
+    """Orders planned switches, within the policy's bounds."""
+
+    def __init__(self, state: ClientState, births: Births, recovery: Recovery) -> None:
+        self._state = state
+        self._births = births
+        self._recovery = recovery
+        self._not_before_ms = 0.0
+        self._denied: Reason | None = None  # told already
+
+    # --- the operator ---
+
+    def switch(self, now_ms: float, path_id: str | None) -> Refusal | None:
+        """Move to a path (None: the best other one), make before break."""
+        state, session = self._state, self._state.session
+        if session is None or session.state not in SWITCHABLE:
+            now = "none" if session is None else session.state
+            return Refusal(Reason.TRANSPORT_SWITCH_DENIED, f"the session is not attached: {now}")
+        if path_id is not None and path_id not in state.paths:
+            known = ", ".join(sorted(state.paths)) or "none"
+            return Refusal(Reason.POLICY_DENY, f"no path {path_id}; known: {known}")
+        wanted = [state.paths[path_id]] if path_id else state.others()
+        target = next(iter(choice.ranked(wanted, state.policy, now_ms)), None)
+        if target is None:
+            return Refusal(Reason.POLICY_DENY, "no other path that the policy allows")
+        if target is state.bound:
+            return Refusal(Reason.POLICY_DENY, f"{target.id} carries the session already")
+        refusal = self._bound_reached(now_ms, session, state.policy.max_switches_per_minute)
+        if refusal is not None:
+            self._tell_denied(session, target, refusal)
+            return refusal
+        self.move(now_ms, target, {"why": "operator"})
+        return None
+
+    # --- by itself ---
+
+    def mend(self, now_ms: float, session: Session, bound: Path) -> Refusal | None:
+        """Leave a path that is below a floor for a better one. A refusal is the rate bound."""
+        target = choice.rescue(bound, self._state.others(), self._state.policy, now_ms)
+        if target is None:
+            return None
+        wrong = bound.violations(self._state.policy)
+        return self._choose(now_ms, session, target, {"why": "quality", **wrong})
+
+    def go_home(self, now_ms: float, session: Session, bound: Path) -> None:
+        """Back to a preferred uplink, or away from a metered one, once it has been steady."""
+        state = self._state
+        target = choice.home(bound, state.others(), state.policy, now_ms)
+        if target is None:
+            return
+        steady_ms = now_ms - target.steady_since_ms
+        if steady_ms >= state.steady_needed_ms(now_ms, target):
+            details: dict[str, object] = {"why": "failback", "steady_ms": round(steady_ms)}
+            self._choose(now_ms, session, target, details)
+
+    def in_trial(self, now_ms: float, path: Path) -> bool:
+        """Whether this candidate is about to be moved to, and must show now what it can do."""
+        state, bound = self._state, self._state.bound
+        if bound is None or path.died_ms is not None:
+            return False
+        if state.policy.tier(path.info.uplink) >= state.policy.tier(bound.info.uplink):
+            return False
+        left_ms = state.steady_needed_ms(now_ms, path) - (now_ms - path.steady_since_ms)
+        return left_ms <= choice.trial_ms(state.policy)
+
+    def _choose(
+        self, now_ms: float, session: Session, target: Path, details: dict[str, object]
+    ) -> Refusal | None:
+        """Half of the switches of a minute are kept for deaths."""
+        most = (self._state.policy.max_switches_per_minute + 1) // 2
+        refusal = self._bound_reached(now_ms, session, most)
+        if refusal is None:
+            self._denied = None
+            if now_ms >= self._not_before_ms:
+                self._not_before_ms = now_ms + c.CHOICE_GAP_MS
+                self.move(now_ms, target, details)
+        elif refusal.reason is Reason.RATE_LIMITED:
+            if self._denied is not refusal.reason:
+                self._denied = refusal.reason
+                self._tell_denied(session, target, refusal)
+            return refusal
+        return None
+
+    # --- both ---
+
+    def move(self, now_ms: float, target: Path, details: dict[str, object]) -> None:
+        """Make before break, whatever the bounds."""
+        self._births.cancel_rekey(now_ms)
+        ordered = {"to_path": target.id, **details}
+        self._recovery.move(now_ms, target, Event.SWITCH_ORDERED, ordered)
+
+    def _bound_reached(self, now_ms: float, session: Session, most: int) -> Refusal | None:
+        policy = self._state.policy
+        last = session.switched_at_ms[-1] if session.switched_at_ms else None
+        if last is not None and now_ms - last < policy.switch_cooldown_ms:
+            text = f"within switch_cooldown_ms {policy.switch_cooldown_ms} of the last switch"
+            return Refusal(Reason.POLICY_DENY, text)
+        if session.switches_in_last_minute(now_ms) >= most:
+            text = f"max_switches_per_minute {policy.max_switches_per_minute} reached"
+            if most < policy.max_switches_per_minute:
+                text = f"{most} of " + text.replace(" reached", " used, the rest is for deaths")
+            return Refusal(Reason.RATE_LIMITED, text)
+        return None
+
+    def _tell_denied(self, session: Session, target: Path, refusal: Refusal) -> None:
+        details: dict[str, object] = {"to_path": target.id, "why": refusal.message}
+        self._state.machine.note(session, "TRANSPORT_SWITCH_DENIED", refusal.reason, details)
