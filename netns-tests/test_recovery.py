@@ -195,7 +195,7 @@ def test_a_planned_switch_loses_no_packet(stage: Stage, watch: Watch) -> None:
     assert_went(watch, [])
 
 
-def test_heavy_loss_is_no_death(stage: Stage, watch: Watch) -> None:
+def test_heavy_loss_on_every_path_is_no_death(stage: Stage, watch: Watch) -> None:
     for uplink in (stage.lab.a, stage.lab.b):
         uplink.wire.set_both(Conditions(loss=0.3))
     time.sleep(3)  # the fault's length is the test
@@ -205,7 +205,7 @@ def test_heavy_loss_is_no_death(stage: Stage, watch: Watch) -> None:
     watch.assert_same_session()
     for side in ("client", "gateway"):
         reasons = {line.split()[-1] for line in watch.story(side)}
-        assert not reasons & {"TRANSPORT_DEAD", "TRANSPORT_SWITCH_OK"}
+        assert "TRANSPORT_DEAD" not in reasons
         assert not any("TERMINATED" in line for line in watch.story(side))
 
 

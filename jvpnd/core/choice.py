@@ -53,7 +53,7 @@ def rescue(bound: Path, others: Iterable[Path], policy: Policy, now_ms: float) -
 def _mends(path: Path, wrong: dict[str, float], policy: Policy, now_ms: float) -> bool:
     if not path.is_fresh(now_ms, policy) or path.violations(policy):
         return False
-    lost, heard = path.probes.judged(now_ms, path.rtt.rto_ms, now_ms - EVIDENCE_MS)
+    lost, heard = path.probes.evidence(now_ms - EVIDENCE_MS, now_ms - path.rtt.rto_ms)
     if heard < MIN_EVIDENCE + MORE_EVIDENCE * lost:
         return False
     loss = lost / (lost + heard)

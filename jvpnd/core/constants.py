@@ -30,9 +30,10 @@ LATE_SHELL_MS = 20  # a timer later than this tells of a stalled host, not of a 
 
 # Quality
 LOOK_SAMPLE_MS = 5  # losses of so short a time count as one
-DOUBT_PROBES = 8  # to each candidate, while the bound path is half way below a floor
+DOUBT_PROBES = 12  # to each candidate, while the bound path is half way below a floor
+DOUBT_GAP_MS = 10
 EVIDENCE_MS = 1_000  # probes of this time tell whether a path is worth a move by choice:
-MIN_EVIDENCE = 5  # so many answered, and for each that was not
+MIN_EVIDENCE = 7  # so many answered, and for each that was not
 MORE_EVIDENCE = 2  # so many more
 TRIAL_PROBES = 10  # at the busy heartbeat, before a move to a preferred uplink
 FRESH_BEATS = 2.5  # a candidate heard or added within so many heartbeats is worth early data

@@ -125,7 +125,7 @@ class Health:
             self._doubt_probes = 0
         elif self._doubt_probes < c.DOUBT_PROBES:
             for path in self._state.others():
-                if path.probed_ms is None or now_ms - path.probed_ms >= c.BURST_GAP_MS:
+                if path.probed_ms is None or now_ms - path.probed_ms >= c.DOUBT_GAP_MS:
                     self._state.probe(now_ms, path)
             self._doubt_probes += 1
 

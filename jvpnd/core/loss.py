@@ -78,20 +78,22 @@ class ProbeLog:
         A probe without an answer is lost once it is older than the RTO and says nothing before
         that. The window reaches back one RTO further, so that a slow path is judged as well.
         """
-        lost, heard = self.judged(now_ms, rto_ms, now_ms - self.window_ms - rto_ms)
-        return lost / (lost + heard) if lost + heard else None
-
-    def judged(self, now_ms: float, rto_ms: float, after_ms: float) -> tuple[int, int]:
-        """How many of the probes sent since then were (lost, heard)."""
-        lost = heard = 0
+        oldest_ms, lost, heard = now_ms - self.window_ms - rto_ms, 0, 0
         for probe in reversed(self._probes.values()):
-            if probe.sent_ms < after_ms:
+            if probe.sent_ms < oldest_ms:
                 break
             if probe.heard:
                 heard += 1
             elif now_ms - probe.sent_ms > rto_ms:
                 lost += 1
-        return lost, heard
+        return lost / (lost + heard) if lost + heard else None
+
+    def evidence(self, after_ms: float, before_ms: float) -> tuple[int, int]:
+        """How many of the probes sent in between were (lost, heard). Younger ones than the RTO
+        would show the quick answers only."""
+        sent = [p for p in self._probes.values() if after_ms <= p.sent_ms < before_ms]
+        heard = sum(probe.heard for probe in sent)
+        return len(sent) - heard, heard
 
     def overdue(self, now_ms: float, rto_ms: float, after_ms: float) -> tuple[int, float]:
         """Probes older than the RTO since the last that was answered: how many in a row, and when
