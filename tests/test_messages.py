@@ -41,7 +41,7 @@ welcomes = st.builds(
     st.builds(m.PolicyBounds, *[u32] * 9),
     st.lists(addresses, max_size=m.MAX_ADDRESSES).map(tuple),
 )
-replies = st.builds(m.ProbeReply, u8, u32, u32, u8, u32, u32)
+replies = st.builds(m.ProbeReply, u8, u8, u32, u32, u32, u32)
 
 
 @given(inits, requests, acks, welcomes)

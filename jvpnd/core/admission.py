@@ -1,4 +1,4 @@
-"""What a stranger may cost a gateway: a token per source, and a cookie when it is busy."""
+"""What others may cost a gateway: a token per source or session, a cookie when it is busy."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ class Admission:
         self._jar = CookieJar(secret)
         self._sources = TokenBuckets(c.SOURCE_RATE_PER_S, c.SOURCE_BURST, c.SOURCE_TABLE_SIZE)
         self._exchanges = TokenBuckets(c.COOKIE_LOAD_PER_S, c.COOKIE_LOAD_PER_S, 1)
+        self._probes = TokenBuckets(c.PROBE_RATE_PER_S, c.PROBE_BURST, c.SOURCE_TABLE_SIZE)
         self._audits = TokenBuckets(c.AUDIT_PER_S, c.AUDIT_PER_S, 1)
         self._loaded_until_ms = 0.0
 
@@ -42,6 +43,10 @@ class Admission:
         """
         key = bytes([proven]) + source_key(origin.remote[0])
         return self._sources.allow(key, int(now_ms))
+
+    def may_probe(self, now_ms: float, session_id: bytes) -> bool:
+        """Whether one more probe of this session is answered."""
+        return self._probes.allow(session_id, int(now_ms))
 
     def may_audit(self, now_ms: float) -> bool:
         """Security events are bounded in rate: a flood must not become a flood of events."""

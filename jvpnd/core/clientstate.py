@@ -104,10 +104,19 @@ class ClientState:
         channel = self.binding.channel if self.binding else None
         if channel is None:
             return
-        body = Probe(path.number, path.probe_sent(now_ms)).encode()
+        about = self._in_trouble(now_ms, path)
+        body = Probe(path.number, about.number, path.probe_sent(now_ms)).encode()
         if path is self.bound:
             self.watch.sent(now_ms)
         self.effects.append(Send(path.id, channel.seal(body)))
+
+    def _in_trouble(self, now_ms: float, path: Path) -> Path:
+        """The path to ask about over `path`: the bound one, or else one that does not answer."""
+        if self.bound is not None and path is not self.bound:
+            return self.bound
+        silent = [p for p in self.others() if p.is_overdue(now_ms)]
+        # By turns, where several are silent.
+        return min(silent, key=lambda p: p.told_ms) if silent else path
 
     def count(self, cause: str) -> None:
         self.dropped[cause] = self.dropped.get(cause, 0) + 1

@@ -13,6 +13,8 @@ SOURCE_RATE_PER_S = 20  # INIT and REATTACH_REQUEST, per source prefix
 SOURCE_BURST = 40
 SOURCE_TABLE_SIZE = 4_096
 COOKIE_LOAD_PER_S = 50  # key exchanges a second above which a cookie is demanded
+PROBE_RATE_PER_S = 200  # answered for one session: far more than an honest client asks
+PROBE_BURST = 400
 AUDIT_PER_S = 10  # security events a second: a flood must not become a flood of events
 MAX_TOMBSTONES = 1_024
 

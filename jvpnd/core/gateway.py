@@ -130,8 +130,8 @@ class Gateway:
         return True
 
     def apply_policy(self, now_ms: float, policy: Policy) -> None:
-        """Replace the policy, for the present sessions too. What it now forbids ends at the next
-        look at the sessions; clients learn their new bounds with their next keys."""
+        """Replace the policy, for the present sessions too: its bounds hold from now on, and
+        clients learn them with their next keys."""
         before, self._state.policy = self._state.policy, policy
         self._state.machine.policy_applied(None, before, policy)
         self._scan_ms = now_ms
@@ -177,9 +177,12 @@ class Gateway:
 
     def _on_message(self, now_ms: float, peer: Peer, origin: Origin, body: bytes) -> None:
         if body[0] == Control.PROBE:
-            probe = decode_probe(body)
-            if probe is None:
+            probe, session_id = decode_probe(body), peer.session.id
+            if probe is None or session_id is None:
                 self._state.count("bad CONTROL")
+                return
+            if not self._state.admission.may_probe(now_ms, session_id):
+                self._state.count("probe rate")
                 return
             self._state.effects.append(Send(origin, peer.channel.seal(peer.answer(probe).encode())))
             moved = probe.path_number == peer.path_number and origin != peer.origin

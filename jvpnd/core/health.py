@@ -99,9 +99,9 @@ class Health:
         if reply.path_number != path.number or not path.probe_answered(reply.sequence, now_ms):
             return False
         path.told(Report(reply.sequence, reply.mask), now_ms)
-        bound = self._state.bound
-        if bound is not None and bound is not path and reply.bound_number == bound.number:
-            bound.told(Report(reply.bound_newest, reply.bound_mask), now_ms)
+        for other in self._state.paths.values():
+            if other is not path and other.number == reply.about:
+                other.told(Report(reply.about_newest, reply.about_mask), now_ms)
         return True
 
     # --- suspicion ---

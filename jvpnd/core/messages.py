@@ -248,58 +248,50 @@ class Control(IntEnum):
     CLOSE = 4
 
 
-_PROBE = struct.Struct("<BBxxI")
+_PROBE = struct.Struct("<BBBxI")
 _REPLY = struct.Struct("<BBBxIIII")
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A question over one path; the sequence numbers of each path rise by one."""
+    """A question over one path, and about one: another, where that seems to be in trouble. The
+    sequence numbers of each path rise by one."""
 
     path_number: int
+    about: int
     sequence: int
 
     def encode(self) -> bytes:
-        return _PROBE.pack(Control.PROBE, self.path_number, self.sequence)
+        return _PROBE.pack(Control.PROBE, self.path_number, self.about, self.sequence)
 
 
 def decode_probe(body: bytes) -> Probe | None:
     """Longer bodies are padding (path MTU probes)."""
     if len(body) < _PROBE.size:
         return None
-    _, number, sequence = _PROBE.unpack_from(body)
-    return Probe(number, sequence)
+    return Probe(*_PROBE.unpack_from(body)[1:])
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeReply:
     """The answer, over the path of the question, and which probes have come: bit i of `mask` stands
-    for sequence - 1 - i. The same of the bound path, so that its direction of trouble is known."""
+    for sequence - 1 - i. The same of the path asked about, so that whoever hears nothing over it
+    learns which way the trouble is."""
 
     path_number: int
+    about: int
     sequence: int
     mask: int
-    bound_number: int
-    bound_newest: int
-    bound_mask: int
+    about_newest: int
+    about_mask: int
 
     def encode(self) -> bytes:
-        return _REPLY.pack(
-            Control.PROBE_REPLY,
-            self.path_number,
-            self.bound_number,
-            self.sequence,
-            self.mask,
-            self.bound_newest,
-            self.bound_mask,
-        )
+        fields = (getattr(self, name) for name in self.__slots__)
+        return _REPLY.pack(Control.PROBE_REPLY, *fields)
 
 
 def decode_probe_reply(body: bytes) -> ProbeReply | None:
-    if len(body) != _REPLY.size:
-        return None
-    _, number, bound_number, sequence, mask, newest, bound_mask = _REPLY.unpack(body)
-    return ProbeReply(number, sequence, mask, bound_number, newest, bound_mask)
+    return ProbeReply(*_REPLY.unpack(body)[1:]) if len(body) == _REPLY.size else None
 
 
 # Reason codes that travel as one byte (CLOSE and REATTACH_REJECT). Append only.

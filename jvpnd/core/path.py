@@ -35,6 +35,7 @@ class Path:
         self.proven_ms: float | None = None  # when the newest probe that was answered was sent
         self.died_ms: float | None = None
         self.probed_ms: float | None = None
+        self.told_ms = 0.0  # when the gateway last told which of its probes came
         self.steady_since_ms = now_ms  # no sign of trouble since then
         self.set_window(policy.loss_window_ms)
         self._probe_number = 0
@@ -70,6 +71,7 @@ class Path:
 
     def told(self, report: Report, now_ms: float) -> None:
         """What the gateway says of our probes, perhaps over another path."""
+        self.told_ms = now_ms
         self.probes.told(report, now_ms, self.rtt.rto_ms)
 
     def heard(self, now_ms: float) -> None:
@@ -115,6 +117,10 @@ class Path:
     def loss_ratio(self, now_ms: float) -> float:
         """Share of the probes that got no answer, both ways together, 0 to 1."""
         return self.probes.loss(now_ms, self.rtt.rto_ms) or 0.0
+
+    def is_overdue(self, now_ms: float) -> bool:
+        """Whether its newest probes that should have been answered were not."""
+        return self.probes.overdue(now_ms, self.rtt.rto_ms, self.added_ms)[0] > 0
 
     def is_doubtful(self) -> bool:
         """Half way below the loss floor: time to look at the others."""

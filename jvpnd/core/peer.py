@@ -98,14 +98,14 @@ class Peer:
         if window is None:
             window = self.arrivals[probe.path_number] = ArrivalWindow(probe.sequence)
         window.note(probe.sequence)
-        bound = self.arrivals.get(self.path_number)
+        about = self.arrivals.get(probe.about)
         return ProbeReply(
             probe.path_number,
+            probe.about,
             probe.sequence,
             window.before(probe.sequence),
-            self.path_number,
-            bound.newest if bound else 0,
-            bound.mask if bound else 0,
+            about.newest if about else 0,
+            about.mask if about else 0,
         )
 
     def may_rebind(self, now_ms: float) -> bool:

@@ -153,9 +153,21 @@ class ClientEnd(_End):
         self._queue: deque[bytes] = deque(maxlen=QUEUE_MAX)
         self._number = 0
         self._next_echo_ms = 0
+        self._asleep_until_ms = 0
+        self._unheard: deque[tuple[Whereabouts, bytes]] = deque(maxlen=QUEUE_MAX)
         self.sent_ms: dict[int, int] = {}
         self.back_ms: list[int] = []  # when echoes came back, in order
         self.lost: set[int] = set()
+
+    def sleep(self, until_ms: int) -> None:
+        """The process stands still; what comes meanwhile waits in the kernel's queue."""
+        self._asleep_until_ms = until_ms
+
+    def receive(self, now_ms: int, source: Whereabouts, data: bytes) -> None:
+        if now_ms < self._asleep_until_ms:
+            self._unheard.append((source, data))
+        else:
+            super().receive(now_ms, source, data)
 
     def start(self, now_ms: int) -> None:
         self.now_ms = self._next_echo_ms = now_ms
@@ -171,12 +183,16 @@ class ClientEnd(_End):
         self.agent.path_removed(now_ms, name, "uplink lost")
 
     def next_timer_ms(self) -> int:
+        if self._asleep_until_ms > self.now_ms:
+            return self._asleep_until_ms
         core_ms = -int(-self.agent.next_timer_ms(self.now_ms) // 1)
         core_ms = max(core_ms, self.now_ms + 1)
         return min(core_ms, max(self._next_echo_ms, self.now_ms)) if self.busy else core_ms
 
     def timer(self, now_ms: int) -> None:
         self.now_ms = now_ms
+        while self._unheard:
+            super().receive(now_ms, *self._unheard.popleft())
         if self.busy and now_ms >= self._next_echo_ms:
             self._next_echo_ms = now_ms + ECHO_EVERY_MS
             self._number += 1
