@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import cast
 
-from jvpnd.config import Config, Endpoint
-from jvpnd.core.client import ClientAgent, Identity
+from jvpnd.config import Config, Endpoint, GatewayPeer
+from jvpnd.core.client import ClientAgent
 from jvpnd.core.constants import IDLE_CHECK_MS
 from jvpnd.core.effects import (
     BindReceive,
@@ -29,6 +29,7 @@ from jvpnd.core.effects import (
     SessionUp,
     Unexpect,
 )
+from jvpnd.core.handshake import ClientHandshake
 from jvpnd.core.path import PathInfo
 from jvpnd.core.watch import Traffic
 from jvpnd.dataplane.plane import DataPlane
@@ -38,6 +39,8 @@ from jvpnd.net.routes import HostNetwork, Mode
 from jvpnd.net.tun import Tun
 from jvpnd.observe.log import EventLog
 from jvpnd.rates import RateMeter
+from jvpnd.recording.recorder import RecordedAgent, RecordedEntropy, RecordedHandshake
+from jvpnd.recording.tape import Tape
 from jvpnd.shell import CoreDriver, Serializer
 from jvpnd.transport.backlog import Backlog
 from jvpnd.transport.group import SocketGroup
@@ -63,7 +66,10 @@ class _OpenPath:
 
 
 class ClientShell:
-    """Runs one ClientAgent; implements the data plane's observer."""
+    """Runs one ClientAgent, `agent`, which is told everything through `core`, its recorder.
+
+    Implements the data plane's observer.
+    """
 
     def __init__(
         self,
@@ -83,21 +89,21 @@ class ClientShell:
         self._network = network
         self._timestamp_file = runtime / "handshake.json"
         now = now_ms()
+        self.tape = Tape(config.node)
+        entropy = RecordedEntropy(SystemEntropy(), self.tape)
+        handshake = RecordedHandshake(_handshake(config, config.gateway), self.tape)
         self.agent = ClientAgent(
-            Identity(
-                config.node,
-                config.private_key,
-                config.gateway.public_key,
-                config.gateway.preshared_key,
-                has_aes(config.disabled),
-            ),
+            config.node,
+            handshake,
             config.policy,
-            SystemEntropy(),
+            entropy,
             wall_ms() - now,
             self._load_timestamp(),
+            has_aes(config.disabled),
         )
+        self.core = RecordedAgent(self.agent, self.tape, entropy, handshake)
         self.driver = CoreDriver(
-            self.agent,
+            self.core,
             events,
             {
                 Send: self._send,
@@ -142,7 +148,7 @@ class ClientShell:
 
     async def stop(self) -> None:
         """Say goodbye, then close everything that is ours but the host's network and the TUN."""
-        self.agent.terminate(now_ms())
+        self.core.terminate(now_ms())
         self.driver.pump()
         self.driver.stop()
         if self._resolver is not None:
@@ -228,7 +234,7 @@ class ClientShell:
         self._open[info.id] = _OpenPath(info, socket_id, sockets, source)
         self._by_socket[socket_id] = info.id
         self.plane.add_socket(socket_id, sockets.descriptors(), sockets.peer)
-        self.agent.path_added(now_ms(), info)
+        self.core.path_added(now_ms(), info)
 
     def _retry_paths(self) -> None:
         self._retry = None
@@ -237,7 +243,7 @@ class ClientShell:
     def _close_path(self, path_id: str, why: str) -> None:
         path = self._open.pop(path_id)
         del self._by_socket[path.socket_id]
-        self.agent.path_removed(now_ms(), path_id, why)
+        self.core.path_removed(now_ms(), path_id, why)
         self.plane.remove_socket(path.socket_id)
         path.sockets.close()
 
@@ -246,7 +252,7 @@ class ClientShell:
     def packet_received(self, socket_id: int, remote: tuple[str, int], data: bytes) -> None:
         path_id = self._by_socket.get(socket_id)
         if path_id is not None:
-            self.agent.packet_received(now_ms(), path_id, data)
+            self.core.packet_received(now_ms(), path_id, data)
             self.driver.pump()
 
     def heard_from_elsewhere(self, index: int, socket_id: int, remote: tuple[str, int]) -> None:
@@ -269,12 +275,12 @@ class ClientShell:
         _log.error("the %s worker died and was started again", name)
         self.plane.set_routes(SLOT, ANYWHERE)
         if self.agent.bound is not None:
-            self.agent.path_failed(now_ms(), self.agent.bound.id, f"{name} worker died", True)
+            self.core.path_failed(now_ms(), self.agent.bound.id, f"{name} worker died", True)
         self.driver.pump()
 
     def _failed(self, path_id: str, code: int) -> None:
         why = f"{errno.errorcode.get(code, code)}: {os.strerror(code)}"
-        self.agent.path_failed(now_ms(), path_id, why, code in _CERTAIN)
+        self.core.path_failed(now_ms(), path_id, why, code in _CERTAIN)
 
     # --- effects ---
 
@@ -319,7 +325,7 @@ class ClientShell:
         if self._backlog.sample(now, counters.tx_bytes):
             for path in self._open.values():
                 path.sockets.limit_unsent(self._backlog.limit)
-        self.agent.traffic(
+        self.core.traffic(
             now,
             Traffic(
                 counters.tx_packets,
@@ -345,6 +351,11 @@ class ClientShell:
         fresh = self._timestamp_file.with_suffix(".new")
         fresh.write_text(json.dumps({"timestamp": effect.value}))
         fresh.replace(self._timestamp_file)
+
+
+def _handshake(config: Config, peer: GatewayPeer) -> ClientHandshake:
+    secret, psk = config.private_key, peer.preshared_key
+    return ClientHandshake(secret, peer.public_key, psk, SystemEntropy())
 
 
 def _text(host: str, port: int) -> str:

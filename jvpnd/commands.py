@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -18,6 +19,7 @@ from jvpnd.observe.log import EventLog, concerns
 from jvpnd.shell import Core, CoreDriver
 
 Args = Mapping[str, Any]
+MAX_LINES_BEHIND = 65_536  # of a recording, by who follows it
 
 
 def client_handlers(shell: ClientShell, tun: Tun, events: EventLog) -> dict[str, Handler]:
@@ -31,7 +33,7 @@ def client_handlers(shell: ClientShell, tun: Tun, events: EventLog) -> dict[str,
         wanted = args.get("path")
         if wanted is not None and not isinstance(wanted, str):
             raise Refused("USAGE", "path must be a path id or null")
-        refusal = shell.agent.switch(now_ms(), wanted)
+        refusal = shell.core.switch(now_ms(), wanted)
         shell.driver.pump()
         if refusal is not None:
             raise Refused(str(refusal.reason), refusal.message)
@@ -42,11 +44,24 @@ def client_handlers(shell: ClientShell, tun: Tun, events: EventLog) -> dict[str,
         held = session.id.hex() if session and session.id else ""
         if args.get("id") != held:
             raise Refused("SESSION_NOT_FOUND", f"no session {args.get('id')}; here: {held or '-'}")
-        refusal = shell.agent.terminate(now_ms())
+        refusal = shell.core.terminate(now_ms())
         shell.driver.pump()
         if refusal is not None:
             raise Refused(str(refusal.reason), refusal.message)
         return {"terminated": held}
+
+    async def record(args: Args) -> AsyncIterator[Any]:
+        coming: asyncio.Queue[str] = asyncio.Queue(MAX_LINES_BEHIND)
+        shell.tape.listeners.add(coming)
+        try:
+            for line in shell.tape.lines():
+                yield line
+            while args.get("follow"):
+                if coming.full():  # a recording with a hole is none
+                    raise Refused("RATE_LIMITED", "the reader is too slow for the recording")
+                yield await coming.get()
+        finally:
+            shell.tape.listeners.discard(coming)
 
     return {
         "status": _plain(lambda _: status.client_status(shell, tun)),
@@ -54,7 +69,8 @@ def client_handlers(shell: ClientShell, tun: Tun, events: EventLog) -> dict[str,
         "paths": _plain(lambda _: status.client_paths(shell.agent)),
         "switch": _plain(switch),
         "terminate": _plain(terminate),
-        **_common(shell.agent, shell.driver, shell.config, events),
+        "record": record,
+        **_common(shell.core, shell.driver, shell.config, events),
     }
 
 
@@ -63,6 +79,9 @@ def gateway_handlers(shell: GatewayShell, tun: Tun, events: EventLog) -> dict[st
 
     def no_paths(_: Args) -> Any:
         raise Refused("WRONG_ROLE", "a gateway has no paths of its own: ask the client")
+
+    def no_recording(_: Args) -> Any:
+        raise Refused("WRONG_ROLE", "a gateway makes no recording: ask the client")
 
     def terminate(args: Args) -> Any:
         try:
@@ -80,6 +99,7 @@ def gateway_handlers(shell: GatewayShell, tun: Tun, events: EventLog) -> dict[st
         "paths": _plain(no_paths),
         "switch": _plain(no_paths),
         "terminate": _plain(terminate),
+        "record": _plain(no_recording),
         **_common(shell.core, shell.driver, shell.config, events),
     }
 

@@ -7,7 +7,6 @@ from random import Random
 import pytest
 
 from jvpnd.core import constants as c
-from jvpnd.core.client import ClientAgent, Identity
 from jvpnd.core.effects import Effect, Emit, PauseTun, SaveTimestamp, Send, SessionDown
 from jvpnd.core.messages import reason_to_wire
 from jvpnd.core.noise import public_key
@@ -18,7 +17,7 @@ from jvpnd.core.reasons import Reason
 from jvpnd.core.states import State
 from jvpnd.core.wire import PacketType
 
-from .simulation.ends import SeededEntropy
+from .simulation.ends import Identity, SeededEntropy
 from .simulation.net import Net
 from .simulation.world import Conditions
 
@@ -29,7 +28,7 @@ class Alone:
     def __init__(self, policy: Policy | None = None, floor: int = 0) -> None:
         identity = Identity("laptop", b"c" * 32, public_key(b"g" * 32))
         entropy = SeededEntropy(Random(1))
-        self.agent = ClientAgent(identity, policy or Policy(), entropy, 1e12, floor)
+        self.agent = identity.agent(policy or Policy(), entropy, floor)
         self.effects: list[Effect] = []
         self.now_ms = 0.0
 
@@ -180,7 +179,7 @@ def test_a_reject_without_proof_ends_nothing(reason: str) -> None:
 def test_the_operator_ends_the_session_and_the_client_rests() -> None:
     net = Net()
     before = net.attach()
-    net.world.call("client", lambda end, now_ms: end.agent.terminate(now_ms) and None)
+    net.world.call("client", lambda end, now_ms: end.core.terminate(now_ms) and None)
     net.run(20_000)
     assert net.agent.is_resting
     assert net.session.state is State.TERMINATED
@@ -213,7 +212,7 @@ def test_switches_that_cannot_be_are_refused_with_a_reason() -> None:
         assert refusal is not None
         assert refusal.reason is reason
     assert net.session.state_version == before
-    net.world.call("client", lambda end, now_ms: end.agent.switch(now_ms, other) and None)
+    net.world.call("client", lambda end, now_ms: end.core.switch(now_ms, other) and None)
     net.run(100)
     assert net.bound == other
     refusal = net.agent.switch(net.now_ms, path)
@@ -227,7 +226,7 @@ def test_voluntary_switches_keep_to_the_rate_bound() -> None:
     net = Net(policy=Policy(max_switches_per_minute=2, switch_cooldown_ms=0))
     net.attach()
     for _ in range(2):
-        net.world.call("client", lambda end, now_ms: end.agent.switch(now_ms, None) and None)
+        net.world.call("client", lambda end, now_ms: end.core.switch(now_ms, None) and None)
         net.run(1_000)
     assert net.session.switches == 2
     refusal = net.agent.switch(net.now_ms, None)
@@ -252,7 +251,7 @@ def test_a_socket_error_is_a_suspicion_that_probes_settle() -> None:
     net.attach()
     path = net.bound
     net.world.call(
-        "client", lambda end, now_ms: end.agent.path_failed(now_ms, path, "ECONNREFUSED", False)
+        "client", lambda end, now_ms: end.core.path_failed(now_ms, path, "ECONNREFUSED", False)
     )
     net.run(2_000)
     assert net.bound == path
@@ -264,7 +263,7 @@ def test_a_socket_that_cannot_send_is_a_death() -> None:
     net.attach()
     path = net.bound
     net.world.call(
-        "client", lambda end, now_ms: end.agent.path_failed(now_ms, path, "ENETUNREACH", True)
+        "client", lambda end, now_ms: end.core.path_failed(now_ms, path, "ENETUNREACH", True)
     )
     net.run(500)
     assert net.bound != path
@@ -283,7 +282,7 @@ def test_an_answer_to_a_rekey_that_a_move_overtook_is_of_the_past() -> None:
     # The gateway binds the move, but its answers do not arrive: the client knows nothing of it.
     for name in (path, other):
         net.world.paths[name].down = Conditions(blackhole=True)
-    net.world.call("client", lambda end, now_ms: end.agent.switch(now_ms, other) and None)
+    net.world.call("client", lambda end, now_ms: end.core.switch(now_ms, other) and None)
     net.world.run_until(lambda: net.agent.bound is None, net.now_ms + 2_000)
     (held,) = [p for p in net.gateway.sent[answered:] if p[0] == PacketType.HANDSHAKE_RESPONSE]
     net.world.inject(path, "down", held)

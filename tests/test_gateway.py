@@ -10,7 +10,7 @@ import pytest
 
 from jvpnd.core import constants as c
 from jvpnd.core import keys
-from jvpnd.core.client import ClientAgent, Identity
+from jvpnd.core.client import ClientAgent
 from jvpnd.core.effects import Emit, Origin, Send, Swap
 from jvpnd.core.gateway import Gateway, Stored
 from jvpnd.core.messages import Cause, ReattachRequest, reason_from_wire
@@ -22,6 +22,8 @@ from jvpnd.core.policy import Policy
 from jvpnd.core.states import State
 from jvpnd.core.ticket import Ticket
 from jvpnd.core.wire import PacketType
+
+from .simulation.ends import Identity
 
 HOME, AWAY = Origin(1, ("198.51.100.1", 4000)), Origin(1, ("203.0.113.66", 666))
 SECRET, CLIENT_SECRET = b"g" * 32, b"c" * 32
@@ -54,7 +56,7 @@ class Bench:
 
     def client(self, secret: bytes) -> ClientAgent:
         identity = Identity("laptop", secret, public_key(SECRET))
-        return ClientAgent(identity, self.policy, Dice(2), 1e12)
+        return identity.agent(self.policy, Dice(2))
 
     def give(self, origin: Origin, packet: bytes) -> list[bytes]:
         """What the gateway answers."""

@@ -16,7 +16,7 @@ PAIRS = list(itertools.product(State, Event))
 
 def machine() -> tuple[Machine, list[Effect]]:
     effects: list[Effect] = []
-    return Machine(effects.append), effects
+    return Machine(effects), effects
 
 
 def session_in(state: State) -> Session:

@@ -23,10 +23,16 @@ class Recorder:
     def __init__(self, session_id: bytes = FIRST, log: EventLog | None = None) -> None:
         self.now_ms = 1_700_000_000_000
         self.log = log or EventLog("laptop", lambda: self.now_ms)
-        self.machine = Machine(self._emit)
+        self._effects: list[Effect] = []
+        self.machine = Machine(self._effects)
         self.session = Session(session_id, "laptop", 0)
 
-    def _emit(self, effect: Effect) -> None:
+    def _log(self) -> None:
+        for effect in self._effects:
+            self._append(effect)
+        self._effects.clear()
+
+    def _append(self, effect: Effect) -> None:
         assert isinstance(effect, Emit)
         self.log.append(
             effect.event_type,
@@ -43,9 +49,11 @@ class Recorder:
     def fire(self, event: On, after_ms: int = 0, **details: Any) -> None:
         self.now_ms += after_ms
         assert self.machine.fire(self.session, event, self.now_ms, details)
+        self._log()
 
     def note(self, kind: str, reason: Reason | None, **details: Any) -> None:
         self.machine.note(self.session, kind, reason, details)
+        self._log()
 
     def born(self, supersedes: str | None = None) -> None:
         self.note("SESSION_CREATED", Reason.HANDSHAKE_OK, supersedes=supersedes, path=WIFI)

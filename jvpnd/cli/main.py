@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import json
 import os
 import stat
@@ -27,6 +28,8 @@ from jvpnd.core.noise import public_key
 from jvpnd.core.policy import Policy
 from jvpnd.core.wire import KEY_LEN
 from jvpnd.observe.timeline import timeline as make_timeline
+from jvpnd.recording.player import RecordingError
+from jvpnd.recording.player import replay as run_recording
 
 EXIT_REFUSED = 1
 EXIT_USAGE = 2
@@ -229,7 +232,50 @@ def _whole(short: str, known: list[str], what: str) -> str:
     return found[0]
 
 
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path, readable=False))
+@click.option("--follow", "-f", is_flag=True, help="Go on until interrupted.")
+@click.pass_obj
+def record(options: Options, file: Path, follow: bool) -> None:
+    """Write what the client was told and decided lately to FILE, for `jvpnctl replay`.
+
+    FILE is new and for its owner alone: it holds the keys of the sessions in it, but neither the
+    private key nor the pre-shared one.
+    """
+    try:
+        out = os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w")
+    except OSError as error:
+        _fail(ValueError(f"{file}: {error.strerror} (allowed: a new file)"), EXIT_USAGE)
+    count = 0
+    with out, ControlClient(options.socket) as client, contextlib.suppress(KeyboardInterrupt):
+        for line in client.stream("record", follow=follow):
+            out.write(f"{line}\n")
+            count += 1
+    click.echo(f"{file}: {count} lines")
+
+
 # --- keys and files; no daemon needed ---
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path, readable=False))
+@json_option
+@click.pass_obj
+def replay(options: Options, file: Path) -> None:
+    """Run a recording through the core again: does it decide the same? Needs no daemon.
+
+    Exit status 0 if every decision comes out identical, 1 with the first difference if not.
+    """
+    try:
+        with file.open(encoding="utf-8", errors="replace") as lines:
+            found = run_recording(lines)
+    except OSError as error:
+        _fail(ValueError(f"{file}: {error.strerror}"), EXIT_USAGE)
+    except RecordingError as error:
+        _fail(ValueError(f"{file}: {error}"), EXIT_USAGE)
+    options.show(asdict(found), lambda _: render.replay(found))
+    if found.difference is not None:
+        sys.exit(EXIT_REFUSED)
 
 
 @main.command()

@@ -23,6 +23,7 @@ from jvpnd.cli.text import (
     table,
 )
 from jvpnd.observe.timeline import LIMITS, Recovery, SessionTimeline, Timeline
+from jvpnd.recording.player import Replay
 
 Json = Mapping[str, Any]
 
@@ -86,6 +87,32 @@ def timeline(found: Timeline) -> str:
     if not found.sessions:
         return "no events"
     return "\n\n".join(_session_timeline(session) for session in found.sessions)
+
+
+def replay(found: Replay) -> str:
+    """What a recording holds, its transitions, and whether the core still decides the same."""
+    header, first_ms = found.header, found.first_ms or 0.0
+    lines = [
+        f"recorded by {clean(str(header.get('node')))}, jvpn {clean(str(header.get('version')))}: "
+        f"{plural(found.inputs, 'input')} in {duration(found.last_ms - first_ms)}"
+    ]
+    for at_ms, change in found.decisions:
+        moved = f"{paint(clean(str(change.get('from'))))} -> {paint(clean(str(change.get('to'))))}"
+        told = f"{clean(str(change.get('reason')))}  {details(change.get('details') or {})}"
+        lines.append(f"  +{(at_ms - first_ms) / 1000:.3f}s  {moved}  {told}")
+    unlike = found.difference
+    if unlike is None:
+        outputs, states = plural(found.outputs, "output"), plural(found.snapshots, "snapshot")
+        return "\n".join([*lines, f"identical: {outputs}, {states}, byte for byte"])
+    at = f"line {unlike.line}, +{(unlike.at_ms - first_ms) / 1000:.3f}s"
+    return "\n".join(
+        [
+            *lines,
+            f"DIFFERENT at {at}: {unlike.what}",
+            f"  recorded: {clean(str(unlike.recorded))}",
+            f"  replayed: {clean(str(unlike.replayed))}",
+        ]
+    )
 
 
 # --- status ---

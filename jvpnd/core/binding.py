@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from jvpnd.core.channel import ControlChannel
@@ -20,10 +19,10 @@ class _Draining:
 class Binding:
     """Installs epochs in the data plane, one for sending at any time, and retires old ones."""
 
-    def __init__(self, session_id: bytes, suite: Suite, emit: Callable[[Effect], None]) -> None:
+    def __init__(self, session_id: bytes, suite: Suite, effects: list[Effect]) -> None:
         self._session_id = session_id
         self._suite = suite
-        self._emit = emit
+        self._effects = effects
         self._draining: list[_Draining] = []
         self._keys: EpochKeys | None = None
         self._sending_epoch = 0
@@ -39,7 +38,7 @@ class Binding:
         """Send DATA under this epoch over this path from now on (early data may be first)."""
         if epoch > self._sending_epoch:
             self._sending_epoch = epoch
-            self._emit(BindSend(self._session_id, index, self._suite, key, path_id))
+            self._effects.append(BindSend(self._session_id, index, self._suite, key, path_id))
 
     def adopt(self, keys: EpochKeys, path_id: str, drain_until_ms: float | None) -> None:
         """Make this the current epoch; the one before is received until it has drained.
@@ -51,7 +50,7 @@ class Binding:
         if self.channel is not None:
             self._draining.append(_Draining(self.channel, drain_until_ms))
         self._keys, self.channel = keys, keys.channel()
-        self._emit(
+        self._effects.append(
             BindReceive(self._session_id, keys.index, self._suite, keys.receive.data, path_id)
         )
         if drain_until_ms is None and not first:
@@ -85,12 +84,12 @@ class Binding:
                 old.until_ms = drain_until_ms
 
     def stop_sending(self) -> None:
-        self._emit(ReleaseSend(self._session_id))
+        self._effects.append(ReleaseSend(self._session_id))
 
     def expire(self, now_ms: float) -> None:
         """Release old epochs whose drain is over."""
         for old in [o for o in self._draining if o.until_ms is not None and o.until_ms <= now_ms]:
-            self._emit(ReleaseReceive(old.channel.index))
+            self._effects.append(ReleaseReceive(old.channel.index))
             self._draining.remove(old)
 
     def next_ms(self) -> float | None:
@@ -98,10 +97,10 @@ class Binding:
 
     def release(self) -> None:
         """Forget everything: the session is over."""
-        self._emit(ReleaseSend(self._session_id))
+        self._effects.append(ReleaseSend(self._session_id))
         for old in self._draining:
-            self._emit(ReleaseReceive(old.channel.index))
+            self._effects.append(ReleaseReceive(old.channel.index))
         if self._keys is not None:
-            self._emit(ReleaseReceive(self._keys.index))
+            self._effects.append(ReleaseReceive(self._keys.index))
         self._draining.clear()
         self._keys = self.channel = None

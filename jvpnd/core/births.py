@@ -7,7 +7,7 @@ from jvpnd.core.binding import Binding
 from jvpnd.core.choice import ranked
 from jvpnd.core.clientstate import ClientState
 from jvpnd.core.effects import Expect, SaveTimestamp, Send, SessionUp, Unexpect
-from jvpnd.core.handshake import NO_COOKIE, ClientHandshake, Established, PendingInit
+from jvpnd.core.handshake import NO_COOKIE, Established, Handshake, PendingInit
 from jvpnd.core.messages import CAPABILITY_AES, NO_SESSION, InitPayload
 from jvpnd.core.packets import decode_response, decode_retry
 from jvpnd.core.path import Path
@@ -20,12 +20,15 @@ from jvpnd.core.states import Event, State
 class Births:
     """Begins sessions, one INIT after the other round all paths, and rekeys the one there is."""
 
-    def __init__(self, state: ClientState, wall_at_zero_ms: float, timestamp_floor: int) -> None:
+    def __init__(
+        self,
+        state: ClientState,
+        handshake: Handshake,
+        wall_at_zero_ms: float,
+        timestamp_floor: int,
+    ) -> None:
         self._state = state
-        identity = state.identity
-        self._handshake = ClientHandshake(
-            identity.secret, identity.gateway_public, identity.psk, state.entropy
-        )
+        self._handshake = handshake
         self._wall_at_zero_ms = wall_at_zero_ms
         self._timestamp = timestamp_floor
         self._pending: list[PendingInit] = []
@@ -55,7 +58,7 @@ class Births:
         state = self._state
         if self._begin_ms is None or now_ms < self._begin_ms or not state.paths:
             return
-        state.session = Session(None, state.identity.name, now_ms, attempt=1, entered_ms=now_ms)
+        state.session = Session(None, state.name, now_ms, attempt=1, entered_ms=now_ms)
         self._init_at_ms, self._inits_made = now_ms, 0
         self._send_next_init(now_ms)
 
@@ -109,7 +112,7 @@ class Births:
         wall_us = int((self._wall_at_zero_ms + now_ms) * 1000)
         self._timestamp = max(self._timestamp + 1, wall_us)
         payload = InitPayload(
-            CAPABILITY_AES if state.identity.has_aes else 0,
+            CAPABILITY_AES if state.has_aes else 0,
             path.info.transport,
             path.number,
             self._timestamp,
@@ -168,7 +171,7 @@ class Births:
         state, welcome = self._state, done.welcome
         session.id, session.suite = welcome.session_id, welcome.suite
         session.addresses = welcome.addresses
-        state.binding = Binding(session.id, session.suite, state.effects.append)
+        state.binding = Binding(session.id, session.suite, state.effects)
         self._failures, self._begin_ms = 0, None
         self._install_root(now_ms, session, path, done)
         for known in state.paths.values():

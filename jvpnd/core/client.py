@@ -11,9 +11,10 @@ from collections.abc import Callable
 
 from jvpnd.core import constants as c
 from jvpnd.core.births import Births
-from jvpnd.core.clientstate import ClientState, Identity
+from jvpnd.core.clientstate import ClientState
 from jvpnd.core.effects import Effect, Send, SessionDown
 from jvpnd.core.entropy import Entropy
+from jvpnd.core.handshake import Handshake
 from jvpnd.core.health import Health
 from jvpnd.core.messages import Control, decode_probe_reply, reason_from_wire, reason_to_wire
 from jvpnd.core.path import Path, PathInfo
@@ -26,7 +27,7 @@ from jvpnd.core.steering import SWITCHABLE, Refusal, Steering
 from jvpnd.core.watch import Traffic
 from jvpnd.core.wire import PacketType, decode_sealed_header
 
-__all__ = ["ClientAgent", "Identity", "Refusal"]
+__all__ = ["ClientAgent", "Refusal"]
 
 _CLOSE_EVENTS = {
     Reason.OPERATOR_TERMINATION: Event.OPERATOR_TERMINATED,
@@ -38,18 +39,23 @@ _CLOSE_EVENTS = {
 
 
 class ClientAgent:
-    """One client. `wall_at_zero_ms` is the wall clock at now_ms = 0 (handshake timestamps)."""
+    """One client. `wall_at_zero_ms` is the wall clock at now_ms = 0 (handshake timestamps).
+
+    Who it is and whom it trusts is the handshake's affair: no static key is in its state.
+    """
 
     def __init__(
         self,
-        identity: Identity,
+        name: str,
+        handshake: Handshake,
         policy: Policy,
         entropy: Entropy,
         wall_at_zero_ms: float,
         timestamp_floor: int = 0,
+        has_aes: bool = False,
     ) -> None:
-        self._state = ClientState(identity, policy, entropy)
-        self._births = Births(self._state, wall_at_zero_ms, timestamp_floor)
+        self._state = ClientState(name, has_aes, policy, entropy)
+        self._births = Births(self._state, handshake, wall_at_zero_ms, timestamp_floor)
         self._recovery = Recovery(self._state)
         self._steering = Steering(self._state, self._births, self._recovery)
         self._health = Health(self._state, self._births, self._recovery, self._steering)

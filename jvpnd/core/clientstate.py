@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from jvpnd.core import constants as c
 from jvpnd.core.binding import Binding
@@ -19,28 +19,18 @@ from jvpnd.core.states import State
 from jvpnd.core.watch import BindingWatch
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Who the client is and whom it trusts. Keys are 32 bytes."""
-
-    name: str
-    secret: bytes = field(repr=False)
-    gateway_public: bytes
-    psk: bytes | None = field(default=None, repr=False)
-    has_aes: bool = False
-
-
 class ClientState:
     """One session at a time, at most one path bound to it. Births and recovery change it."""
 
-    def __init__(self, identity: Identity, policy: Policy, entropy: Entropy) -> None:
-        self.identity = identity
+    def __init__(self, name: str, has_aes: bool, policy: Policy, entropy: Entropy) -> None:
+        self.name = name
+        self.has_aes = has_aes
         self.own_policy = policy
         self.bounds: PolicyBounds | None = None  # the gateway's, for the present session
         self.policy = policy  # ours within these bounds
         self.entropy = entropy
         self.effects: list[Effect] = []
-        self.machine = Machine(self.effects.append)
+        self.machine = Machine(self.effects)
         self.session: Session | None = None
         self.paths: dict[str, Path] = {}
         self.bound: Path | None = None

@@ -43,7 +43,7 @@ class GatewayState:
         self.entropy = entropy
         self.admission = Admission(entropy.draw(32))
         self.effects: list[Effect] = []
-        self.machine = Machine(self.effects.append)
+        self.machine = Machine(self.effects)
         self.sessions: dict[bytes, Peer] = {}
         self.by_index: dict[int, Peer | Offer] = {}
         self.reserved: set[int] = set()  # next indexes, announced but not bound

@@ -5,12 +5,15 @@ Both halves are here side by side, because they must agree on every byte.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 
 from jvpnd.core import keys
 from jvpnd.core.channel import ControlChannel
+from jvpnd.core.constants import MAX_PENDING_INITS
 from jvpnd.core.entropy import Entropy
 from jvpnd.core.messages import InitPayload, Welcome, decode_init, decode_welcome
 from jvpnd.core.noise import Initiator, Responder, public_key
@@ -37,17 +40,15 @@ class EpochKeys:
         return ControlChannel(self.peer_index, self.send.control, self.index, self.receive.control)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class PendingInit:
-    """An INIT on its way: what is needed to read the answer."""
+    """An INIT on its way."""
 
     index: int
     path_id: str
     attempt: int
     sent_ms: float
     packet: bytes
-    noise: Initiator = field(repr=False)
-    kem: MLKEM768PrivateKey = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +61,22 @@ class Established:
     asked_ms: float  # when the INIT was sent
 
 
+class Handshake(Protocol):
+    """A client's: given from outside, so that the rest of the core never holds the static key."""
+
+    def start(
+        self, now_ms: float, path_id: str, payload: InitPayload, cookie: bytes
+    ) -> PendingInit: ...
+
+    def finish(self, pending: PendingInit, response: Response) -> Established | None: ...
+
+
 class ClientHandshake:
     """Makes INITs and reads their answers."""
 
     def __init__(self, secret: bytes, gateway_public: bytes, psk: bytes | None, entropy: Entropy):
         self._secret = secret
+        self._open: OrderedDict[int, tuple[Initiator, MLKEM768PrivateKey]] = OrderedDict()
         self._gateway_public = gateway_public
         self._psk = psk or NO_PSK
         self._entropy = entropy
@@ -94,17 +106,24 @@ class ClientHandshake:
         )
         index = int.from_bytes(self._entropy.draw(4), "little")
         packet = Init(index, noise.write_message(body.encode()), cookie).encode(self._stealth)
-        return PendingInit(index, path_id, payload.attempt, now_ms, packet, noise, kem)
+        self._open[index] = noise, kem
+        if len(self._open) > MAX_PENDING_INITS:
+            self._open.popitem(last=False)
+        return PendingInit(index, path_id, payload.attempt, now_ms, packet)
 
     def finish(self, pending: PendingInit, response: Response) -> Established | None:
         """None if the answer is forged, malformed or under another pre-shared key."""
-        body = pending.noise.read_response(response.body)
+        if pending.index not in self._open:
+            return None
+        noise, kem = self._open[pending.index]
+        body = noise.read_response(response.body)
         welcome = decode_welcome(body) if body is not None else None
         if welcome is None:
             return None
-        secret = pending.kem.decapsulate(welcome.kem_ciphertext)
-        digest = pending.noise.handshake_hash
-        root = keys.root_secret(pending.noise.split(), digest, secret)
+        del self._open[pending.index]
+        secret = kem.decapsulate(welcome.kem_ciphertext)
+        digest = noise.handshake_hash
+        root = keys.root_secret(noise.split(), digest, secret)
         epoch = EpochKeys(
             pending.attempt,
             pending.index,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from jvpnd.core.effects import Effect, Emit
@@ -51,8 +50,9 @@ class Session:
 class Machine:
     """Applies events to a session: table look-up, version, timestamps and the audit event."""
 
-    def __init__(self, emit: Callable[[Effect], None]) -> None:
-        self._emit = emit
+    def __init__(self, effects: list[Effect]) -> None:
+        """Events go to the end of `effects`."""
+        self._effects = effects
 
     def fire(
         self,
@@ -71,7 +71,7 @@ class Machine:
         session.state_version += 1
         session.entered_ms = now_ms
         self._keep_times(session, source, event, now_ms)
-        self._emit(
+        self._effects.append(
             Emit(
                 "STATE_CHANGE",
                 reason,
@@ -95,7 +95,7 @@ class Machine:
         details: dict[str, object] | None = None,
     ) -> None:
         """An event about the session that is not a transition."""
-        self._emit(
+        self._effects.append(
             Emit(
                 event_type,
                 reason,
@@ -121,7 +121,7 @@ class Machine:
         }
         version = session.state_version if session else None
         client, session_id = (session.client, session.id) if session else (None, None)
-        self._emit(
+        self._effects.append(
             Emit("AUDIT_EVENT", None, session_id, client, state_version=version, details=details)
         )
 

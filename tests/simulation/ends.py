@@ -6,12 +6,13 @@ import itertools
 import struct
 from abc import ABC, abstractmethod
 from collections import deque
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PublicKey
 
-from jvpnd.core.client import ClientAgent, Identity
+from jvpnd.core.client import ClientAgent
 from jvpnd.core.effects import (
     BindReceive,
     BindSend,
@@ -28,12 +29,16 @@ from jvpnd.core.effects import (
     Swap,
     Unexpect,
 )
+from jvpnd.core.entropy import Entropy
 from jvpnd.core.gateway import Gateway, Stored
+from jvpnd.core.handshake import ClientHandshake, Handshake
 from jvpnd.core.path import PathInfo
 from jvpnd.core.peer import ClientEntry
 from jvpnd.core.policy import Policy
 from jvpnd.core.watch import Traffic
 from jvpnd.core.wire import PacketType
+from jvpnd.recording.recorder import RecordedAgent, RecordedEntropy, RecordedHandshake
+from jvpnd.recording.tape import Tape
 
 from .invariants import History
 from .plane import Ledger, Plane
@@ -43,6 +48,30 @@ ECHO_EVERY_MS = 5
 QUEUE_MAX = 500  # packets that the kernel keeps while the TUN is left unread
 _ECHO = struct.Struct("<Q")
 PUSHED = b"pushed"  # traffic that the gateway sends by itself
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who a client is and whom it trusts."""
+
+    name: str
+    secret: bytes
+    gateway_public: bytes
+    psk: bytes | None = None
+    has_aes: bool = False
+
+    def handshake(self, entropy: Entropy) -> Handshake:
+        return ClientHandshake(self.secret, self.gateway_public, self.psk, entropy)
+
+    def agent(
+        self,
+        policy: Policy,
+        entropy: Entropy,
+        floor: int = 0,
+        handshake: Handshake | None = None,
+    ) -> ClientAgent:
+        handshake = handshake or self.handshake(entropy)
+        return ClientAgent(self.name, handshake, policy, entropy, 1e12, floor, self.has_aes)
 
 
 class SeededEntropy:
@@ -71,6 +100,7 @@ class _End(ABC):
 
     def __init__(self, core: Any, ledger: Ledger, history: History) -> None:
         self.core, self.plane, self.history = core, Plane(ledger), history
+        self.inspected = core  # what the history has to agree with
         self.now_ms = 0
         self._out: list[Packet] = []
         self.sent: list[bytes] = []  # everything but DATA, for tests that play it again
@@ -86,7 +116,7 @@ class _End(ABC):
         while effects := self.core.drain():
             for effect in effects:
                 self._perform(effect)
-        self.history.check(self.core)
+        self.history.check(self.inspected)
         out, self._out = self._out, []
         return out
 
@@ -140,12 +170,19 @@ class ClientEnd(_End):
         ledger: Ledger,
         history: History,
         disk: dict[str, int],
+        tape: Tape | None = None,
     ) -> None:
-        agent = ClientAgent(
-            identity, policy, SeededEntropy(random), 1e12, disk.get("timestamp", 0)
-        )
-        super().__init__(agent, ledger, history)
-        self.agent: ClientAgent = agent
+        seeded, floor = SeededEntropy(random), disk.get("timestamp", 0)
+        core: ClientAgent | RecordedAgent
+        if tape is None:
+            agent = core = identity.agent(policy, seeded, floor)
+        else:
+            entropy = RecordedEntropy(seeded, tape)
+            handshake = RecordedHandshake(identity.handshake(seeded), tape)
+            agent = identity.agent(policy, entropy, floor, handshake)
+            core = RecordedAgent(agent, tape, entropy, handshake)
+        super().__init__(core, ledger, history)
+        self.agent = self.inspected = agent
         self.busy = True
         self._disk = disk
         self._paths = paths
@@ -176,16 +213,16 @@ class ClientEnd(_End):
 
     def add_path(self, now_ms: int, name: str) -> None:
         self.now_ms = now_ms
-        self.agent.path_added(now_ms, PathInfo(name, "udp", name, "local", "remote"))
+        self.core.path_added(now_ms, PathInfo(name, "udp", name, "local", "remote"))
 
     def remove_path(self, now_ms: int, name: str) -> None:
         self.now_ms = now_ms
-        self.agent.path_removed(now_ms, name, "uplink lost")
+        self.core.path_removed(now_ms, name, "uplink lost")
 
     def next_timer_ms(self) -> int:
         if self._asleep_until_ms > self.now_ms:
             return self._asleep_until_ms
-        core_ms = -int(-self.agent.next_timer_ms(self.now_ms) // 1)
+        core_ms = -int(-self.core.next_timer_ms(self.now_ms) // 1)
         core_ms = max(core_ms, self.now_ms + 1)
         return min(core_ms, max(self._next_echo_ms, self.now_ms)) if self.busy else core_ms
 
@@ -201,7 +238,7 @@ class ClientEnd(_End):
             self._queue.append(_ECHO.pack(self._number))
             self._read_tun()
         plane = self.plane
-        self.agent.traffic(
+        self.core.traffic(
             now_ms,
             Traffic(
                 plane.tx,
@@ -213,7 +250,7 @@ class ClientEnd(_End):
                 *plane.peer_report,
             ),
         )
-        self.agent.timer(now_ms)
+        self.core.timer(now_ms)
 
     def _read_tun(self) -> None:
         while self._queue and not self._paused:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 
-from jvpnd.core.client import ClientAgent, Identity
+from jvpnd.core.client import ClientAgent
 from jvpnd.core.noise import public_key
 from jvpnd.core.peer import ClientEntry
 from jvpnd.core.policy import Policy
 from jvpnd.core.session import Session
 from jvpnd.core.states import State
+from jvpnd.recording.tape import Tape
 
-from .ends import ClientEnd, GatewayEnd
+from .ends import ClientEnd, GatewayEnd, Identity
 from .invariants import History
 from .plane import Ledger
 from .world import Conditions, World
@@ -25,8 +27,15 @@ class Net:
     """The world of most tests. `policy` holds on both ends."""
 
     def __init__(
-        self, seed: int = 1, policy: Policy | None = None, conditions: Conditions = WELL
+        self,
+        seed: int = 1,
+        policy: Policy | None = None,
+        conditions: Conditions = WELL,
+        tape: Callable[[], Tape] | None = None,
     ) -> None:
+        """`tape` makes one for each boot of the client; `self.tape` is the newest."""
+        self._new_tape = tape
+        self.tape: Tape | None = None
         self.policy = policy or Policy()
         self.world = World(seed)
         self.ledger = Ledger()
@@ -48,6 +57,8 @@ class Net:
 
     def _boot_client(self, random: Random) -> ClientEnd:
         self.client_history.rebooted()
+        if self._new_tape is not None:
+            self.tape = self._new_tape()
         return ClientEnd(
             random,
             self.identity,
@@ -56,6 +67,7 @@ class Net:
             self.ledger,
             self.client_history,
             self.disk,
+            self.tape,
         )
 
     def _boot_gateway(self, random: Random) -> GatewayEnd:
@@ -97,6 +109,11 @@ class Net:
     def bound(self) -> str:
         assert self.agent.bound is not None
         return self.agent.bound.id
+
+    def lines(self) -> list[str]:
+        """What is on the tape."""
+        assert self.tape is not None
+        return self.tape.lines()
 
     def run(self, for_ms: int) -> None:
         self.world.run(self.world.now_ms + for_ms)

@@ -50,7 +50,7 @@ def one_fault(net: Net, dice: Random) -> str:
     elif kind == "link":
         (net.link_down if name in net.up else net.link_up)(name)
     elif kind == "switch":
-        net.world.call("client", lambda end, now_ms: end.agent.switch(now_ms, None) and None)
+        net.world.call("client", lambda end, now_ms: end.core.switch(now_ms, None) and None)
     if kind in ("gateway", "both"):
         net.world.restart("gateway")
     if kind in ("client", "both"):

@@ -344,7 +344,7 @@ def test_a_policy_that_forbids_the_bound_uplink_moves_the_session_off_it() -> No
     story = Story()
     left, other = story.net.bound, story.other
     policy = Policy(version=2, forbidden_uplinks=(left,))
-    story.net.world.call("client", lambda end, now_ms: end.agent.apply_policy(now_ms, policy))
+    story.net.world.call("client", lambda end, now_ms: end.core.apply_policy(now_ms, policy))
     story.net.run(200)
     assert story.net.bound == other
     assert story.told() == [ORDERED, BACK]
@@ -355,11 +355,11 @@ def test_a_policy_that_forbids_the_bound_uplink_moves_the_session_off_it() -> No
 def test_a_policy_that_forbids_every_uplink_stops_the_traffic_until_another_comes() -> None:
     story = Story()
     policy = Policy(version=2, forbidden_uplinks=("*",))
-    story.net.world.call("client", lambda end, now_ms: end.agent.apply_policy(now_ms, policy))
+    story.net.world.call("client", lambda end, now_ms: end.core.apply_policy(now_ms, policy))
     story.net.run(10_000)
     assert story.told() == [DIED, "RECOVERING -> DEGRADED RECOVERY_BOUNDS_EXCEEDED"]
     policy = Policy(version=3)
-    story.net.world.call("client", lambda end, now_ms: end.agent.apply_policy(now_ms, policy))
+    story.net.world.call("client", lambda end, now_ms: end.core.apply_policy(now_ms, policy))
     story.net.run(1_000)
     assert story.net.session.state is State.ATTACHED
     applied = [e.details["to_version"] for e in story.net.client_history.of("AUDIT_EVENT")]
@@ -371,7 +371,7 @@ def test_a_gateway_enforces_an_applied_policy_at_once_and_tells_it_with_the_next
     policy = Policy(version=2, max_switches_per_minute=1, rekey_after_ms=20_000)
     story.net.world.call("gateway", lambda end, now_ms: end.gateway.apply_policy(now_ms, policy))
     for _ in range(2):
-        story.net.world.call("client", lambda end, now_ms: end.agent.switch(now_ms, None) and None)
+        story.net.world.call("client", lambda end, now_ms: end.core.switch(now_ms, None) and None)
         story.net.run(1_000)
     results = story.net.client_history.of("REATTACH_RESULT")
     assert [str(event.reason) for event in results] == ["RATE_LIMITED"]

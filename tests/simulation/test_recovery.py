@@ -132,7 +132,7 @@ def test_a_planned_switch_loses_nothing() -> None:
     net.attach()
     target = other(net.bound)
     lost_before = set(net.client.lost)
-    net.world.call("client", lambda end, now_ms: end.agent.switch(now_ms, target))
+    net.world.call("client", lambda end, now_ms: end.core.switch(now_ms, target))
     net.run(1_000)
     assert net.bound == target
     in_flight = {n for n in net.client.lost if net.now_ms - net.client.sent_ms[n] < 25}
@@ -146,7 +146,7 @@ def test_a_planned_switch_to_a_dead_path_keeps_the_old_binding() -> None:
     path, target = net.bound, other(net.bound)
     net.blackhole(target)
     started = net.now_ms
-    net.world.call("client", lambda end, now_ms: end.agent.switch(now_ms, target))
+    net.world.call("client", lambda end, now_ms: end.core.switch(now_ms, target))
     net.run(1_500)
     assert net.bound == path
     assert net.client.longest_gap_ms(started) <= 25
