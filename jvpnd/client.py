@@ -30,7 +30,7 @@ from jvpnd.core.effects import (
     Unexpect,
 )
 from jvpnd.core.handshake import ClientHandshake
-from jvpnd.core.path import PathInfo
+from jvpnd.core.path import Path, PathInfo
 from jvpnd.core.watch import Traffic
 from jvpnd.dataplane.plane import DataPlane
 from jvpnd.host import SystemEntropy, has_aes, now_ms, wall_ms
@@ -38,6 +38,7 @@ from jvpnd.net.links import LinkWatcher, Uplink
 from jvpnd.net.routes import HostNetwork, Mode
 from jvpnd.net.tun import Tun
 from jvpnd.observe.log import EventLog
+from jvpnd.observe.samples import PathSamples, Sample
 from jvpnd.rates import RateMeter
 from jvpnd.recording.recorder import RecordedAgent, RecordedEntropy, RecordedHandshake
 from jvpnd.recording.tape import Tape
@@ -123,6 +124,7 @@ class ClientShell:
         )
         self.plane: DataPlane
         self.rates = RateMeter()
+        self.samples = PathSamples()
         self._backlog = Backlog()
         self._watcher = LinkWatcher(config.uplinks, {tun.name}, self._uplinks_changed)
         self._uplinks: dict[str, Uplink] = {}
@@ -322,6 +324,7 @@ class ClientShell:
     def _sample(self, now: float) -> None:
         counters = self.plane.slot_counters(SLOT)
         self.rates.sample(now, counters.tx_bytes, counters.rx_bytes)
+        self.samples.sample(now, lambda: self._path_samples(now))
         if self._backlog.sample(now, counters.tx_bytes):
             for path in self._open.values():
                 path.sockets.limit_unsent(self._backlog.limit)
@@ -337,8 +340,14 @@ class ClientShell:
                 counters.rx_missing,
                 counters.peer_records,
                 counters.peer_missing,
+                counters.tx_unsent,
+                counters.peer_unsent,
             ),
         )
+
+    def _path_samples(self, now: float) -> dict[str, Sample]:
+        wall = wall_ms()
+        return {path.id: _sample_of(path, now, wall) for path in self.agent.paths.values()}
 
     def _load_timestamp(self) -> int:
         try:
@@ -351,6 +360,20 @@ class ClientShell:
         fresh = self._timestamp_file.with_suffix(".new")
         fresh.write_text(json.dumps({"timestamp": effect.value}))
         fresh.replace(self._timestamp_file)
+
+
+def _sample_of(path: Path, now: float, wall: int) -> Sample:
+    def rounded(value: float | None, digits: int) -> float | None:
+        return None if value is None else round(value, digits)
+
+    return Sample(
+        wall,
+        rounded(path.rtt.srtt_ms, 2),
+        round(path.jitter.jitter_ms, 2),
+        rounded(path.up.rate(now), 4),
+        rounded(path.down.rate(now), 4),
+        round(path.loss_ratio(now), 4),
+    )
 
 
 def _handshake(config: Config, peer: GatewayPeer) -> ClientHandshake:

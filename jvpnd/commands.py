@@ -70,6 +70,7 @@ def client_handlers(shell: ClientShell, tun: Tun, events: EventLog) -> dict[str,
         "switch": _plain(switch),
         "terminate": _plain(terminate),
         "record": record,
+        "samples": _plain(lambda _: shell.samples.as_json()),
         **_common(shell.core, shell.driver, shell.config, events),
     }
 
@@ -100,6 +101,7 @@ def gateway_handlers(shell: GatewayShell, tun: Tun, events: EventLog) -> dict[st
         "switch": _plain(no_paths),
         "terminate": _plain(terminate),
         "record": _plain(no_recording),
+        "samples": _plain(lambda _: {}),
         **_common(shell.core, shell.driver, shell.config, events),
     }
 

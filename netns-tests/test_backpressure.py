@@ -24,6 +24,7 @@ ANSWER_S = 2.0
 HEARD_MS = 2000  # the policy's volatile_after_ms
 GROWTH_KIB = 8 * 1024
 BUSY_PER_S, IDLE_PER_S = 2.5, 0.7  # answered probes, of 10 on a busy path and 1 on an idle one
+DEGRADED = ("ENTER_DEGRADED_MODE", "EXIT_DEGRADED_MODE")
 SLOW = "rate 5mbit burst 20k"
 
 
@@ -70,8 +71,17 @@ class Load:
 
 
 @pytest.fixture
-def load() -> Iterator[Load]:
-    with Link() as link, Pair(link.client, link.gateway, routes=ONLY_ETH0) as pair:
+def policy() -> str:
+    """What a flood loses is more than the floor allows, and would be told as bad quality."""
+    return "loss_floor = 0.0\n"
+
+
+@pytest.fixture
+def load(policy: str) -> Iterator[Load]:
+    with (
+        Link() as link,
+        Pair(link.client, link.gateway, client_policy=policy, routes=ONLY_ETH0) as pair,
+    ):
         pair.start()
         gauges = [Gauge(daemon) for daemon in (pair.client, pair.gateway)]
         yield Load((link.client, link.gateway), Watch(pair), gauges)
@@ -100,6 +110,19 @@ def test_probes_do_not_wait_behind_what_a_slow_line_has_queued(load: Load) -> No
     with load.flood(SHORT_S):
         pass
     assert max(load.rtts_ms) < 1000  # 128 KiB and the send that did not quite fit, each way
+
+
+@pytest.mark.parametrize("policy", [""])
+def test_a_flood_that_loses_most_of_it_is_bad_quality_and_no_death(load: Load) -> None:
+    throttle(load.hosts, "limit 30k")
+    inner = INNER["client"][0], INNER["gateway"][0]
+    with flood(load.hosts, inner, SHORT_S) as running:
+        running.wait()
+    load.watch.assert_same_session()
+    told = {line.split()[-1] for line in load.watch.story("client")}
+    assert told <= {"QUALITY_FLOOR_VIOLATION", "HEALTH_RECOVERED", *DEGRADED}
+    assert load.watch.story("gateway") == []
+    load.assert_echo()
 
 
 def test_a_busy_cpu_does_not_look_like_a_dead_path(load: Load) -> None:

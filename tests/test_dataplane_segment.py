@@ -532,8 +532,8 @@ def test_frames_of_a_record_come_out_in_their_order() -> None:
 
 def test_a_report_is_taken_and_not_counted_as_a_packet() -> None:
     receiver = Receiver()
-    receiver.plain(FRAME.pack(FLAG_REPORT, REPORT.size, 0) + REPORT.pack(7, 2))
-    assert receiver.joiner.report == (7, 2)
+    receiver.plain(FRAME.pack(FLAG_REPORT, REPORT.size, 0) + REPORT.pack(7, 2, 1))
+    assert receiver.joiner.report == (7, 2, 1)
     assert receiver.joiner.packets == 0
     assert receiver.frames == []
     assert not receiver.dropped

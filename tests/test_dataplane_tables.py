@@ -214,17 +214,17 @@ def test_counters_of_several_lanes_are_apart_and_add_up() -> None:
     lanes = [first, Counters(fd, 1), Counters(fd, 2)]
     os.close(fd)
     rows = (
-        SlotCounters(1, 100, 50, 2, 200, 40, 7, 3, 100, 10, 50, 5),
-        SlotCounters(10, 1000, 60, 20, 2000, 45, 8, 5, 200, 20, 60, 6),
-        SlotCounters(*bytes(12)),
+        SlotCounters(1, 100, 50, 2, 200, 40, 7, 3, 100, 10, 50, 5, 1, 2),
+        SlotCounters(10, 1000, 60, 20, 2000, 45, 8, 5, 200, 20, 60, 6, 3, 4),
+        SlotCounters(*bytes(14)),
     )
     at = slot_base(SLOTS - 1)
     for lane, row in zip(lanes, rows, strict=True):
-        lane.words[at : at + 12] = memoryview(array("Q", astuple(row)))
+        lane.words[at : at + 14] = memoryview(array("Q", astuple(row)))
         lane.drops_of("downlink")[Drop.REPLAYED] += row.tx_packets
     assert tuple(lane.slot(SLOTS - 1) for lane in lanes) == rows
     # What came under another index than the newest was of another epoch.
-    total = SlotCounters(11, 1100, 60, 22, 2200, 45, 8, 8, 200, 20, 110, 11)
+    total = SlotCounters(11, 1100, 60, 22, 2200, 45, 8, 8, 200, 20, 110, 11, 4, 6)
     assert total_of(lanes, SLOTS - 1) == total
     assert total_of(lanes, 0) == rows[2]
     assert total_drops(lanes) == {"replayed": 11}

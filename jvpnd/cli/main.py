@@ -12,10 +12,11 @@ import json
 import os
 import stat
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import click
 
@@ -27,6 +28,8 @@ from jvpnd.control.protocol import SOCKET_PATH, Refused
 from jvpnd.core.noise import public_key
 from jvpnd.core.policy import Policy
 from jvpnd.core.wire import KEY_LEN
+from jvpnd.observe.chart import path_samples
+from jvpnd.observe.page import page
 from jvpnd.observe.timeline import timeline as make_timeline
 from jvpnd.recording.player import RecordingError
 from jvpnd.recording.player import replay as run_recording
@@ -146,13 +149,21 @@ def events(options: Options, follow: bool, session: str | None, limit: int | Non
 
 @main.command()
 @click.argument("session", metavar="[ID]", required=False)
+@click.option(
+    "--html", metavar="FILE", type=click.File("w", encoding="utf-8", lazy=True),
+    help="Write a page with a drawing to FILE instead (- is standard output).",
+)
 @json_option
 @click.pass_obj
-def timeline(options: Options, session: str | None) -> None:
+def timeline(options: Options, session: str | None, html: TextIO | None) -> None:
     """Each session's switches, reasons, recovery times and limits. ID may be how it begins."""
     found = make_timeline(options.ask("timeline", id=session), session)
     if session is not None and not found.sessions:
         raise Refused("SESSION_NOT_FOUND", f"the log has no event of a session {session}")
+    if html is not None:
+        samples, node = path_samples(options.ask("samples")), options.ask("status")["node"]
+        html.write(page(found, samples, node, time.time_ns() // 1_000_000))
+        return
     options.show(found.as_json() if options.as_json else found, render.timeline)
 
 

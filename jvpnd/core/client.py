@@ -296,7 +296,9 @@ class ClientAgent:
             state.watch.heard(now_ms)
         if body[0] == Control.PROBE_REPLY:
             reply = decode_probe_reply(body)
-            return reply is not None and self._health.on_reply(now_ms, path, reply)
+            if reply is not None:
+                self._health.on_reply(now_ms, path, reply)
+            return reply is not None
         if body[0] == Control.REBIND_HINT:
             self._on_hint(now_ms, path, state.session)
             return True

@@ -39,7 +39,7 @@ class ClientState:
         self.anchor_ms = 0.0  # when the root's INIT was sent: proof ages count from it
         self.watch = BindingWatch(0)
         self.dropped: dict[str, int] = {}
-        self._deaths: dict[str, deque[float]] = {}  # of each path, that flapping ones stand out
+        self._left: dict[str, deque[float]] = {}  # when each path died or was left as a bad one
         self._paused = True  # nothing may leave before there is a session
 
     def live_session(self) -> Session | None:
@@ -68,20 +68,23 @@ class ClientState:
         path.renewed()
         self.watch = BindingWatch(now_ms, traffic=self.watch.traffic)
 
-    def note_death(self, now_ms: float, path: Path) -> None:
-        """Remember it: a path that comes and goes is not moved back to soon."""
-        path.died_ms = now_ms
+    def note_left(self, now_ms: float, path: Path) -> None:
+        """It died or was bad: a path that comes and goes is not moved back to soon."""
         path.troubled(now_ms)
-        deaths = self._deaths.setdefault(path.id, deque(maxlen=c.FLAP_DOUBLINGS))
-        deaths.append(now_ms)
-        if len(self._deaths) > c.MAX_PATHS:
-            del self._deaths[next(iter(self._deaths))]
+        left = self._left.setdefault(path.id, deque(maxlen=c.FLAP_DOUBLINGS))
+        left.append(now_ms)
+        if len(self._left) > c.MAX_PATHS:
+            del self._left[next(iter(self._left))]
 
-    def steady_needed_ms(self, now_ms: float, path: Path) -> float:
-        """How long a path must have been steady before it is moved back to."""
-        deaths = self._deaths.get(path.id, ())
-        recent = sum(1 for died_ms in deaths if now_ms - died_ms < c.FLAP_MEMORY_MS)
-        return float(self.policy.stability_window_ms * 2 ** max(0, recent - 1))
+    def times_left(self, now_ms: float, path: Path) -> int:
+        """How often that was, lately."""
+        return sum(1 for at in self._left.get(path.id, ()) if now_ms - at < c.FLAP_MEMORY_MS)
+
+    def is_steady(self, now_ms: float, path: Path, early_ms: float = 0) -> bool:
+        """Whether it has been well for as long as its past asks for, or will be in `early_ms`."""
+        doublings = max(0, self.times_left(now_ms, path) - 1)
+        needed_ms = float(self.policy.stability_window_ms << doublings)
+        return now_ms - path.steady_since_ms >= needed_ms - early_ms
 
     def pause(self, paused: bool) -> None:
         """Leave the TUN unread (the kernel queues), or read it again."""

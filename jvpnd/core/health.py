@@ -86,23 +86,22 @@ class Health:
     def _count(self, now_ms: float, bound: Path, before: Traffic, now: Traffic) -> None:
         since_ms = now.last_rx_ms - before.last_rx_ms
         floor = self._state.policy.loss_floor
-        came, lost = now.rx_records - before.rx_records, now.rx_missing - before.rx_missing
+        came, lost = now.rx_records - before.rx_records, now.lost_down - before.lost_down
         if came > 0 and before.rx_index == now.rx_index:
             bound.carried(now_ms, bound.down, came, lost, since_ms, floor)
-        came, lost = now.peer_records - before.peer_records, now.peer_missing - before.peer_missing
+        came, lost = now.peer_records - before.peer_records, now.lost_up - before.lost_up
         # What the gateway says in the first round trip may be about the binding before this one.
         if came > 0 and now_ms - self._state.watch.began_ms > bound.rtt.rto_ms:
             bound.carried(now_ms, bound.up, came, lost, since_ms, floor)
 
-    def on_reply(self, now_ms: float, path: Path, reply: ProbeReply) -> bool:
-        """False for the answer to nothing that is outstanding."""
+    def on_reply(self, now_ms: float, path: Path, reply: ProbeReply) -> None:
+        """What a probe brought; an answer to one that is forgotten says nothing."""
         if reply.path_number != path.number or not path.probe_answered(reply.sequence, now_ms):
-            return False
+            return
         path.told(Report(reply.sequence, reply.mask), now_ms)
         for other in self._state.paths.values():
             if other is not path and other.number == reply.about:
                 other.told(Report(reply.about_newest, reply.about_mask), now_ms)
-        return True
 
     # --- suspicion ---
 
@@ -208,7 +207,8 @@ class Health:
     def lose(self, now_ms: float, path: Path, why: str, way: str | None = None) -> None:
         """This path is dead; `way`: the direction, where that is known."""
         state = self._state
-        state.note_death(now_ms, path)
+        path.died_ms = now_ms
+        state.note_left(now_ms, path)
         if path is state.bound:
             self._births.cancel_rekey(now_ms)
             self._recovery.transport_died(now_ms, path, why, way)

@@ -63,11 +63,21 @@ class Steering:
 
     def mend(self, now_ms: float, session: Session, bound: Path) -> Refusal | None:
         """Leave a path that is below a floor for a better one. A refusal is the rate bound."""
-        target = choice.rescue(bound, self._state.others(), self._state.policy, now_ms)
+        state = self._state
+        # Where traffic itself is too much for every path, each looks better as long as it is idle.
+        fit = [
+            path
+            for path in state.others()
+            if state.times_left(now_ms, path) < 2 or state.is_steady(now_ms, path)
+        ]
+        target = choice.rescue(bound, fit, state.policy, now_ms)
         if target is None:
             return None
-        wrong = bound.violations(self._state.policy)
-        return self._choose(now_ms, session, target, {"why": "quality", **wrong})
+        wrong = bound.violations(state.policy)
+        refusal = self._choose(now_ms, session, target, {"why": "quality", **wrong})
+        if session.state is State.RECOVERING:
+            state.note_left(now_ms, bound)
+        return refusal
 
     def go_home(self, now_ms: float, session: Session, bound: Path) -> None:
         """Back to a preferred uplink, or away from a metered one, once it has been steady."""
@@ -75,10 +85,9 @@ class Steering:
         target = choice.home(bound, state.others(), state.policy, now_ms)
         if target is None:
             return
-        steady_ms = now_ms - target.steady_since_ms
-        if steady_ms >= state.steady_needed_ms(now_ms, target):
-            details: dict[str, object] = {"why": "failback", "steady_ms": round(steady_ms)}
-            self._choose(now_ms, session, target, details)
+        if state.is_steady(now_ms, target):
+            steady_ms = round(now_ms - target.steady_since_ms)
+            self._choose(now_ms, session, target, {"why": "failback", "steady_ms": steady_ms})
 
     def in_trial(self, now_ms: float, path: Path) -> bool:
         """Whether this candidate is about to be moved to, and must show now what it can do."""
@@ -87,8 +96,7 @@ class Steering:
             return False
         if state.policy.tier(path.info.uplink) >= state.policy.tier(bound.info.uplink):
             return False
-        left_ms = state.steady_needed_ms(now_ms, path) - (now_ms - path.steady_since_ms)
-        return left_ms <= choice.trial_ms(state.policy)
+        return state.is_steady(now_ms, path, choice.trial_ms(state.policy))
 
     def _choose(
         self, now_ms: float, session: Session, target: Path, details: dict[str, object]

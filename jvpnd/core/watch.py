@@ -36,6 +36,16 @@ class Traffic:
     rx_missing: int = 0
     peer_records: int = 0
     peer_missing: int = 0
+    tx_unsent: int = 0  # sealed, but dropped on this host: no loss of the path
+    peer_unsent: int = 0
+
+    @property
+    def lost_down(self) -> int:
+        return self.rx_missing - self.peer_unsent
+
+    @property
+    def lost_up(self) -> int:
+        return self.peer_missing - self.tx_unsent
 
 
 class Verdict(Enum):

@@ -56,7 +56,7 @@ FLAG_NEEDS_CHECKSUM = 1  # the transport checksum field holds only the pseudo-he
 FLAG_SLICE = 2
 FLAG_LAST = 4  # the slice ends its super-packet
 FLAG_REPORT = 8  # how much of the other direction arrived
-REPORT = struct.Struct("<QQ")
+REPORT = struct.Struct("<QQQ")  # records that came, that are missing, and that we did not send
 """Good records under the receiver's newest index, and those missing below its highest counter."""
 
 MAX_SEND = 65507  # payload of the longest UDP datagram, so of one send that the kernel cuts

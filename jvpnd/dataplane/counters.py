@@ -40,7 +40,9 @@ RX_RECORDS: Final = 8  # good records under the newest index, and those missing 
 RX_MISSING: Final = 9
 PEER_RECORDS: Final = 10  # the same two as the peer last told them, and when
 PEER_MISSING: Final = 11
-PEER_TOLD_MS: Final = 12
+TX_UNSENT: Final = 12  # records sealed under the present binding that the socket did not take
+PEER_UNSENT: Final = 13  # the same of the peer
+PEER_TOLD_MS: Final = 14
 
 
 class Drop(IntEnum):
@@ -72,7 +74,8 @@ class SlotCounters:
     """What passed through one slot. Packets and bytes are inner ones, after cutting; times are
     CLOCK_BOOTTIME in ms, 0 for never; last_rx_index is the receiver index last heard under.
     tx_spans: records that spanned several datagrams. Records and missing ones are totals of the
-    newest epoch: rx of what came here, peer of what the other end says came to it."""
+    newest epoch: rx of what came here, peer of what the other end says came to it; unsent ones were
+    sealed, but dropped before they left their host."""
 
     tx_packets: int
     tx_bytes: int
@@ -86,6 +89,8 @@ class SlotCounters:
     rx_missing: int
     peer_records: int
     peer_missing: int
+    tx_unsent: int
+    peer_unsent: int
 
 
 def clock_ms() -> int:
@@ -120,7 +125,7 @@ class Counters:
     def slot(self, slot: int) -> SlotCounters:
         """The counters of a slot, 0 .. SLOTS - 1."""
         at = slot_base(slot)
-        return SlotCounters(*self.words[at : at + 12])
+        return SlotCounters(*self.words[at : at + 14])
 
     def drops(self) -> dict[str, int]:
         """Packets dropped since the start by cause, both workers together; causes seen only."""
@@ -154,6 +159,8 @@ def total_of(lanes: Sequence[Counters], slot: int) -> SlotCounters:
         rx_missing=sum(row.rx_missing for row in same),
         peer_records=sum(row.peer_records for row in rows),
         peer_missing=sum(row.peer_missing for row in rows),
+        tx_unsent=sum(row.tx_unsent for row in rows),
+        peer_unsent=sum(row.peer_unsent for row in rows),
     )
 
 

@@ -19,6 +19,7 @@ from jvpnd.dataplane.counters import (
     PEER_MISSING,
     PEER_RECORDS,
     PEER_TOLD_MS,
+    PEER_UNSENT,
     RX_BYTES,
     RX_MISSING,
     RX_PACKETS,
@@ -282,7 +283,9 @@ class Downlink:
         words[row + RX_PACKETS] += joiner.packets - packets
         words[row + RX_BYTES] += joiner.octets - octets
         if joiner.report is not None and lane == self._lane:  # about our uplink's records
-            words[row + PEER_RECORDS], words[row + PEER_MISSING] = joiner.report
+            came, missing, unsent = joiner.report
+            words[row + PEER_RECORDS], words[row + PEER_MISSING] = came, missing
+            words[row + PEER_UNSENT] = unsent
             words[row + PEER_TOLD_MS] = now_ms
         joiner.report = None
         if joiner.idle:

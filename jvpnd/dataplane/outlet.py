@@ -31,6 +31,7 @@ from jvpnd.dataplane.counters import (
     TX_BYTES,
     TX_PACKETS,
     TX_SPANS,
+    TX_UNSENT,
     Counters,
     Drop,
     clock_ms,
@@ -64,6 +65,7 @@ class Binding:
     next_look_ms: int = 0
     told_ms: int = 0
     next_error_ms: int = 0
+    unsent: int = 0  # records that the socket did not take
 
     @property
     def spans(self) -> bool:
@@ -190,14 +192,15 @@ class Outlet:
     ) -> None:
         """Send `count` datagrams of `stride` bytes, the last one maybe shorter: in one go where the
         kernel cuts them, else one by one. `data` is all of them, or header and body by turns."""
+        records = count if len(data) == 1 else 1
         if count == 1:
-            self._account(binding, packets, octets, self._try_send(binding, data))
+            self._account(binding, records, packets, octets, self._try_send(binding, data))
             return
         if binding.gso:
             segment = (socket.SOL_UDP, _UDP_SEGMENT, _U16.pack(stride))
             error = self._try_send(binding, data, (segment,))
             if error not in _GSO_REFUSED:
-                self._account(binding, packets, octets, error)
+                self._account(binding, records, packets, octets, error)
                 return
             binding.gso = False  # the path's MTU, or the device behind it, rules it out
         for left in range(count, 0, -1):
@@ -210,7 +213,8 @@ class Outlet:
             # shares that add up to what was sent
             some, more = -(-packets // left), -(-octets // left)
             packets, octets = packets - some, octets - more
-            self._account(binding, some, more, self._try_send(binding, one))
+            share, records = (1, records - 1) if records else (0, 0)
+            self._account(binding, share, some, more, self._try_send(binding, one))
 
     def _try_send(
         self, binding: Binding, data: Sequence[memoryview], ancillary: Sequence[Any] = ()
@@ -228,10 +232,15 @@ class Outlet:
             return error.errno or errno.EIO
         return 0
 
-    def _account(self, binding: Binding, packets: int, octets: int, error: int) -> None:
+    def _account(
+        self, binding: Binding, records: int, packets: int, octets: int, error: int
+    ) -> None:
         now_ms = clock_ms()
+        words, at = self._words, binding.counters_at
+        if error:
+            binding.unsent += records
+            words[at + TX_UNSENT] = binding.unsent
         if not error:
-            words, at = self._words, binding.counters_at
             words[at + TX_PACKETS] += packets
             words[at + TX_BYTES] += octets
             words[at + LAST_TX_MS] = now_ms
@@ -256,7 +265,8 @@ class Outlet:
             binding.told_ms = told_ms
             binding.clean.told(words[at + PEER_RECORDS], words[at + PEER_MISSING])
         frame = FRAME.pack(FLAG_REPORT, REPORT.size, 0)
-        frame += REPORT.pack(words[at + RX_RECORDS], words[at + RX_MISSING])
+        words[at + TX_UNSENT] = binding.unsent
+        frame += REPORT.pack(words[at + RX_RECORDS], words[at + RX_MISSING], binding.unsent)
         end = binding.sealer.seal(memoryview(frame), self._report_memory, 0)
         with contextlib.suppress(OSError):  # the next one says it all again
             binding.send((self._report_memory[:end],))
