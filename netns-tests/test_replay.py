@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -40,6 +41,9 @@ def test_a_link_down_under_traffic_is_recorded_and_replays(stage: Stage, tmp_pat
         watch.assert_flows()
         done = pair.client.ctl("record", str(file))
         assert done.returncode == 0, done.stderr
+        drawn = pair.client.ctl("timeline", watch.session, "--html", "-").stdout
+        assert {"TRANSPORT_DEAD", "up-a udp", "up-b udp"} <= set(re.split(r"[<>]", drawn))
+        assert drawn.count('class="rtt"') == 2
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     found = replay(file)
     assert found.returncode == 0, found.stdout

@@ -20,7 +20,7 @@ import pytest
 
 from jvpnd.cli import text
 from jvpnd.control.server import Handler, Refused
-from jvpnd.core.policy import Policy
+from jvpnd.core.policy import Policy, PolicyError
 from jvpnd.observe.log import EventLog
 
 from .served import Served, served
@@ -124,6 +124,8 @@ class Daemon:
         self.handlers: dict[str, Handler] = {
             "events": self._events,
             "policy": self._order("policy", lambda _: asdict(Policy())),
+            "policy_apply": self._order("policy_apply", self._apply),
+            "samples": self._order("samples", lambda _: {WIFI: [[1_700_000_000_000, *[0.1] * 5]]}),
             "status": self._order("status", lambda _: status),
             "paths": self._order("paths", self._paths),
             "sessions": self._order("sessions", lambda _: self._sessions(status)),
@@ -139,6 +141,12 @@ class Daemon:
             return answer(args)
 
         return handler
+
+    def _apply(self, args: Args) -> Any:
+        try:
+            return asdict(Policy().successor(args["table"]))
+        except PolicyError as error:
+            raise Refused("POLICY_INVALID", f"policy.{error}") from None
 
     def _sessions(self, status: dict[str, Any]) -> list[Any]:
         return status["sessions"] if status["role"] == "gateway" else [status["session"]]
@@ -286,6 +294,37 @@ def test_the_policy_in_force(path: Path) -> None:
     assert json.loads(ctl(path, "policy", "show", "--json"))["max_switches_per_minute"] == 8
 
 
+def written(folder: Path, text: str) -> str:
+    file = folder / "policy.toml"
+    file.write_text(text)
+    return str(file)
+
+
+@pytest.mark.usefixtures("host")
+def test_a_policy_is_applied_from_a_file_with_its_table(path: Path, daemon: Daemon) -> None:
+    file = written(path.parent, "[policy]\ndrain_ms = 7\n")
+    out = ctl(path, "policy", "apply", file)
+    assert out == f"{file}: in force as version 2\n"
+    assert daemon.orders == [("policy_apply", {"table": {"drain_ms": 7}})]
+    assert json.loads(ctl(path, "--json", "policy", "apply", file))["drain_ms"] == 7
+
+
+@pytest.mark.usefixtures("host")
+def test_a_policy_that_the_daemon_refuses_is_exit_1(path: Path) -> None:
+    file = written(path.parent, "[policy]\nversion = 1\n")
+    done = jvpnctl("--socket", str(path), "policy", "apply", file)
+    assert done.returncode == 1
+    assert "POLICY_INVALID: policy.version: 1 is not above 1" in done.stderr
+
+
+@pytest.mark.usefixtures("host")
+def test_a_timeline_as_a_page(path: Path) -> None:
+    file = path.parent / "page.html"
+    assert ctl(path, "timeline", "--html", str(file)) == ""
+    assert file.read_text().startswith("<!DOCTYPE html>")
+    assert ctl(path, "timeline", "5f0c", "--html", "-").count("<section>") == 1
+
+
 @pytest.mark.usefixtures("host")
 def test_events_one_a_line(path: Path, daemon: Daemon) -> None:
     lines = [json.loads(line) for line in ctl(path, "--json", "events").splitlines()]
@@ -390,6 +429,41 @@ def test_a_gateway_says_that_it_has_no_paths(path: Path) -> None:
 
 
 # --- without a daemon ---
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[policy]\nloss_floor = 2\n", "policy.loss_floor: 2 is out of range"),
+        ("[policy]\nloss_flor = 0.1\n", "policy.loss_flor: unknown key"),
+        ("[polic]\n", "polic: unknown key"),
+        ("node = 'x'\n", "policy: is missing"),
+        ("[policy\n", "is not TOML"),
+    ],
+)
+@pytest.mark.parametrize("command", ["check", "apply"])
+def test_a_wrong_policy_is_told_with_file_key_and_range(
+    tmp_path: Path, text: str, told: str, command: str
+) -> None:
+    file = written(tmp_path, text)
+    done = jvpnctl("--socket", str(tmp_path / "none"), "policy", command, file)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{file}: {told}" in done.stderr
+    assert "(allowed: " in done.stderr
+
+
+def test_a_good_policy_needs_no_daemon_to_be_checked(tmp_path: Path) -> None:
+    file = written(tmp_path, "[policy]\nmetered_uplinks = ['wwan*']\n")
+    done = jvpnctl("policy", "check", file)
+    assert (done.returncode, done.stdout) == (0, f"{file}: ok\n")
+
+
+def test_a_file_that_is_no_recording_is_exit_2(tmp_path: Path) -> None:
+    file = written(tmp_path, "{}\n")
+    done = jvpnctl("replay", file)
+    assert done.returncode == 2
+    assert f"{file}: no recording (allowed: a file of jvpnctl record, format 1)" in done.stderr
+    assert jvpnctl("replay", str(tmp_path / "none")).returncode == 2
 
 
 @pytest.mark.parametrize("asked", ["status", "sessions", "paths", "events", "timeline"])

@@ -110,7 +110,7 @@ def _states(found: Sequence[Stretch], axis: Axis) -> Iterator[str]:
             f'<g><rect class="state s-{esc(stretch.what)}" x="{x}" y="0" width="{width}" '
             f'height="{BAND}"/>{_title(stretch, axis)}'
         )
-        if width > 7.5 * len(stretch.what):
+        if width > 10 * len(stretch.what):
             yield f'<text class="on" x="{x + width / 2}" y="{BAND - 8}">{esc(stretch.what)}</text>'
         yield "</g>"
 
@@ -197,7 +197,7 @@ def _lane(
     yield f'<text class="scale rtt-text" x="{right}" y="{top + 10}">{most_ms:g} ms</text>'
     yield f'<text class="scale loss-text" x="{right}" y="{top + 24}">{scale:.0%}</text>'
     yield _label(_summary(rows, worst), top + 34)
-    yield _label(f"jitter {rows[-1].jitter_ms:.1f} ms", top + 50)
+    yield _label(f"jitter ≤ {max(row.jitter_ms for row in rows):.1f} ms", top + 50)
 
 
 def _summary(rows: Sequence[Sample], worst: float) -> str:

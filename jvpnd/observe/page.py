@@ -73,12 +73,14 @@ def _facts(session: SessionTimeline) -> str:
     ]
     if latencies:
         rows += [(_length(median(latencies)), "median"), (_length(max(latencies)), "worst")]
-    for reason, times in session.limits.items():
-        rows.append((times, f"{LIMITS[reason]} ({reason})"))
     cells = (f"<div><b>{esc(value)}</b><span>{esc(name)}</span></div>" for value, name in rows)
     before = session.supersedes
     after = f"<p>supersedes <code>{esc(before)}</code></p>" if before else ""
-    return f'<div class="facts">{"".join(cells)}</div>{after}'
+    limits = "; ".join(
+        f"{reason} {times} times ({LIMITS[reason]})" for reason, times in session.limits.items()
+    )
+    told = f"<p>Limits that triggered: {esc(limits)}</p>" if limits else ""
+    return f'<div class="facts">{"".join(cells)}</div>{after}{told}'
 
 
 def _drawing(session: SessionTimeline, samples: Samples) -> Iterator[str]:
