@@ -46,6 +46,7 @@ from .world import Packet, Peer, Whereabouts
 
 ECHO_EVERY_MS = 5
 QUEUE_MAX = 500  # packets that the kernel keeps while the TUN is left unread
+SENT_MAX = 20_000  # packets kept for tests that play them again: half are forgotten beyond that
 _ECHO = struct.Struct("<Q")
 PUSHED = b"pushed"  # traffic that the gateway sends by itself
 
@@ -87,6 +88,15 @@ class SeededEntropy:
         return MLKEM768PublicKey.from_public_bytes(public_key).encapsulate()
 
 
+@dataclass(slots=True)
+class Load:
+    """The traffic in the tunnel, which both ends look at all the time. An interval of 0 is none."""
+
+    up_every_ms: int = ECHO_EVERY_MS
+    answered: bool = True
+    down_every_ms: int = 0  # what the gateway sends by itself
+
+
 def _destination(source: Whereabouts) -> Destination:
     return source if isinstance(source, str) else Origin(source.socket_id, source.remote)
 
@@ -98,8 +108,8 @@ def _whereabouts(to: Destination) -> Whereabouts:
 class _End(ABC):
     """What both ends share: perform effects in order, collect packets, keep the history."""
 
-    def __init__(self, core: Any, ledger: Ledger, history: History) -> None:
-        self.core, self.plane, self.history = core, Plane(ledger), history
+    def __init__(self, core: Any, ledger: Ledger, history: History, load: Load) -> None:
+        self.core, self.plane, self.history, self.load = core, Plane(ledger), history, load
         self.inspected = core  # what the history has to agree with
         self.now_ms = 0
         self._out: list[Packet] = []
@@ -116,7 +126,7 @@ class _End(ABC):
         while effects := self.core.drain():
             for effect in effects:
                 self._perform(effect)
-        self.history.check(self.inspected)
+        self._check()
         out, self._out = self._out, []
         return out
 
@@ -125,6 +135,8 @@ class _End(ABC):
         if isinstance(effect, Send):
             self._out.append(Packet(_whereabouts(effect.to), effect.data))
             self.sent.append(effect.data)
+            if len(self.sent) > SENT_MAX:
+                del self.sent[: SENT_MAX // 2]
         elif isinstance(effect, Emit):
             self.history.note(self.now_ms, effect)
         elif isinstance(effect, BindSend):
@@ -142,6 +154,9 @@ class _End(ABC):
             plane.expected.discard(effect.index)
         else:
             self._perform_own(effect)
+
+    def _check(self) -> None:
+        self.history.check(self.inspected, self.now_ms)
 
     def _send_data(self, session_id: bytes, plain: bytes) -> bool:
         sealed = self.plane.seal(self.now_ms, session_id, plain)
@@ -170,6 +185,7 @@ class ClientEnd(_End):
         ledger: Ledger,
         history: History,
         disk: dict[str, int],
+        load: Load,
         tape: Tape | None = None,
     ) -> None:
         seeded, floor = SeededEntropy(random), disk.get("timestamp", 0)
@@ -181,7 +197,7 @@ class ClientEnd(_End):
             handshake = RecordedHandshake(identity.handshake(seeded), tape)
             agent = identity.agent(policy, entropy, floor, handshake)
             core = RecordedAgent(agent, tape, entropy, handshake)
-        super().__init__(core, ledger, history)
+        super().__init__(core, ledger, history, load)
         self.agent = self.inspected = agent
         self.busy = True
         self._disk = disk
@@ -190,21 +206,9 @@ class ClientEnd(_End):
         self._queue: deque[bytes] = deque(maxlen=QUEUE_MAX)
         self._number = 0
         self._next_echo_ms = 0
-        self._asleep_until_ms = 0
-        self._unheard: deque[tuple[Whereabouts, bytes]] = deque(maxlen=QUEUE_MAX)
         self.sent_ms: dict[int, int] = {}
         self.back_ms: list[int] = []  # when echoes came back, in order
         self.lost: set[int] = set()
-
-    def sleep(self, until_ms: int) -> None:
-        """The process stands still; what comes meanwhile waits in the kernel's queue."""
-        self._asleep_until_ms = until_ms
-
-    def receive(self, now_ms: int, source: Whereabouts, data: bytes) -> None:
-        if now_ms < self._asleep_until_ms:
-            self._unheard.append((source, data))
-        else:
-            super().receive(now_ms, source, data)
 
     def start(self, now_ms: int) -> None:
         self.now_ms = self._next_echo_ms = now_ms
@@ -220,18 +224,17 @@ class ClientEnd(_End):
         self.core.path_removed(now_ms, name, "uplink lost")
 
     def next_timer_ms(self) -> int:
-        if self._asleep_until_ms > self.now_ms:
-            return self._asleep_until_ms
         core_ms = -int(-self.core.next_timer_ms(self.now_ms) // 1)
         core_ms = max(core_ms, self.now_ms + 1)
-        return min(core_ms, max(self._next_echo_ms, self.now_ms)) if self.busy else core_ms
+        return min(core_ms, max(self._next_echo_ms, self.now_ms)) if self._asks() else core_ms
+
+    def _asks(self) -> bool:
+        return self.busy and self.load.up_every_ms > 0
 
     def timer(self, now_ms: int) -> None:
         self.now_ms = now_ms
-        while self._unheard:
-            super().receive(now_ms, *self._unheard.popleft())
-        if self.busy and now_ms >= self._next_echo_ms:
-            self._next_echo_ms = now_ms + ECHO_EVERY_MS
+        if self._asks() and now_ms >= self._next_echo_ms:
+            self._next_echo_ms = now_ms + self.load.up_every_ms
             self._number += 1
             self.sent_ms[self._number] = now_ms
             self.lost.add(self._number)
@@ -251,6 +254,13 @@ class ClientEnd(_End):
             ),
         )
         self.core.timer(now_ms)
+        self.history.check_bounds(self.agent, now_ms)
+
+    def _check(self) -> None:
+        super()._check()
+        reading, session = not self._paused, self.agent.session
+        if reading and session is not None:
+            assert session.id in self.plane.sending, "the TUN is read, and nothing can send"
 
     def _read_tun(self) -> None:
         while self._queue and not self._paused:
@@ -295,28 +305,35 @@ class GatewayEnd(_End):
         policy: Policy,
         ledger: Ledger,
         history: History,
+        load: Load,
     ) -> None:
         gateway = Gateway("gw", secret, entries, policy, SeededEntropy(random), has_aes=True)
-        super().__init__(gateway, ledger, history)
+        super().__init__(gateway, ledger, history, load)
         self.gateway: Gateway = gateway
         self.versions: dict[bytes, int] = {}
         self.table_ms = lambda: 0  # how long the table takes to answer
         self._answers: list[tuple[int, int, Stored]] = []  # at, token, outcome
         self.outcome: Stored | None = None  # what the table says instead, in tests of its failure
+        self._next_push_ms = 0
 
     def start(self, now_ms: int) -> None:
-        self.now_ms = now_ms
+        self.now_ms = self._next_push_ms = now_ms
 
     def next_timer_ms(self) -> int:
         core_ms = max(self.now_ms + 1, -int(-self.gateway.next_timer_ms(self.now_ms) // 1))
-        return min([core_ms, *(at_ms for at_ms, _, _ in self._answers)])
+        pushes = [max(self._next_push_ms, self.now_ms)] if self.load.down_every_ms else []
+        return min([core_ms, *(at_ms for at_ms, _, _ in self._answers), *pushes])
 
     def timer(self, now_ms: int) -> None:
         self.now_ms = now_ms
         for answer in sorted(a for a in self._answers if a[0] <= now_ms):
             self._answers.remove(answer)
             self.gateway.store_result(now_ms, *answer[1:])
+        if self.load.down_every_ms and now_ms >= self._next_push_ms:
+            self._next_push_ms = now_ms + self.load.down_every_ms
+            self.push(now_ms)
         self.gateway.timer(now_ms)
+        self.history.check_bounds(self.gateway, now_ms)
 
     def push(self, now_ms: int) -> None:
         """Send something to every client without being asked."""
@@ -334,7 +351,8 @@ class GatewayEnd(_End):
         if source != self.plane.receiving[index].binding.to:
             assert isinstance(source, Origin)
             self.gateway.heard_from_elsewhere(self.now_ms, index, source)
-        self._send_data(session_id, plain)
+        if self.load.answered:
+            self._send_data(session_id, plain)
 
     def _perform_own(self, effect: Effect) -> None:
         if not isinstance(effect, Swap):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 
 from jvpnd.core.client import ClientAgent
@@ -13,7 +13,7 @@ from jvpnd.core.session import Session
 from jvpnd.core.states import State
 from jvpnd.recording.tape import Tape
 
-from .ends import ClientEnd, GatewayEnd, Identity
+from .ends import ClientEnd, GatewayEnd, Identity, Load
 from .invariants import History
 from .plane import Ledger
 from .world import Conditions, World
@@ -24,7 +24,7 @@ WELL = Conditions(delay_ms=10)
 
 
 class Net:
-    """The world of most tests. `policy` holds on both ends."""
+    """The world of most tests. `policy` holds on both ends, if the gateway has none of its own."""
 
     def __init__(
         self,
@@ -32,15 +32,20 @@ class Net:
         policy: Policy | None = None,
         conditions: Conditions = WELL,
         tape: Callable[[], Tape] | None = None,
+        paths: Sequence[str] = PATHS,
+        gateway_policy: Policy | None = None,
+        load: Load | None = None,
+        trace_max: int | None = None,
     ) -> None:
         """`tape` makes one for each boot of the client; `self.tape` is the newest."""
         self._new_tape = tape
         self.tape: Tape | None = None
         self.policy = policy or Policy()
-        self.world = World(seed)
+        self.gateway_policy = gateway_policy or self.policy
+        self.load = load or Load()
+        self.world = World(seed, trace_max)
         self.ledger = Ledger()
-        bound = self.policy.max_switches_per_minute
-        self.client_history, self.gateway_history = History(bound), History(bound)
+        self.client_history, self.gateway_history = History(), History()
         self.disk: dict[str, int] = {}
         dice = Random(seed)
         self.secret, self.gateway_secret = dice.randbytes(32), dice.randbytes(32)
@@ -48,9 +53,9 @@ class Net:
             "laptop", self.secret, public_key(self.gateway_secret), has_aes=True
         )
         self.entry = ClientEntry("laptop", public_key(self.secret), ADDRESS)
-        self.up = set(PATHS)
+        self.up = set(paths)
         self.world.add_node("gateway", self._boot_gateway)
-        for number, name in enumerate(PATHS, start=1):
+        for number, name in enumerate(paths, start=1):
             remote = (f"198.51.100.{number}", 40000)
             self.world.add_path(name, "client", "gateway", remote, 0, conditions, conditions)
         self.world.add_node("client", self._boot_client)
@@ -67,6 +72,7 @@ class Net:
             self.ledger,
             self.client_history,
             self.disk,
+            self.load,
             self.tape,
         )
 
@@ -75,9 +81,10 @@ class Net:
             random,
             self.gateway_secret,
             [self.entry],
-            self.policy,
+            self.gateway_policy,
             self.ledger,
             self.gateway_history,
+            self.load,
         )
 
     @property

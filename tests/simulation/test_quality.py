@@ -385,7 +385,8 @@ def test_a_client_that_slept_is_back_within_a_round_trip_or_two(slept_ms: int) -
     net.attach()
     session = net.session.id
     wake_ms = net.now_ms + slept_ms
-    net.world.call("client", lambda end, _: end.sleep(wake_ms))
+    net.world.freeze("client")
+    net.world.at(wake_ms, lambda: net.world.thaw("client"))
     net.run(slept_ms + 1)
     woke_ms = net.now_ms
     net.world.run_until(net.is_attached, woke_ms + 100)

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 Address: TypeAlias = tuple[str, int]
 Direction: TypeAlias = Literal["up", "down"]
 
 MAX_EVENTS_PER_MS = 10_000  # more in one millisecond is a loop that makes no progress
+FROZEN_MAX = 500  # what a node's kernel keeps for it while its process stands still
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +63,16 @@ class Endpoint(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """One direction of a path. Jitter is uniform from 0 on top of the delay, so it reorders."""
+    """One direction of a path. Jitter is uniform from 0 on top of the delay, so it reorders. With
+    `burst_ms`, time is cut into pieces of that length, and a share `loss` of them lose everything.
+    """
 
     delay_ms: int = 20
     jitter_ms: int = 0
     loss: float = 0.0
     duplicate: float = 0.0
     blackhole: bool = False
+    burst_ms: int = 0
 
 
 BLACKHOLE = Conditions(blackhole=True)
@@ -103,14 +108,14 @@ class _Node:
     endpoint: Any = None  # None while it is down
     timer_ms: int | None = None  # armed for
     timer_token: int = 0  # an older timer in the queue is void
+    held: deque[Callable[[Any, int], None]] | None = None  # calls to come, while it stands still
 
 
 class StuckError(Exception):
     """The simulation makes no progress, or what was waited for does not come."""
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """One line of the trace: what happened to which path or node, and to how many bytes of what."""
 
     at_ms: int
@@ -123,10 +128,11 @@ class Line:
 class World:
     """The event queue, the nodes and the paths between them."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, trace_max: int | None = None) -> None:
+        """Of the trace only the last `trace_max` lines are kept (None: all)."""
         self.seed = seed
         self.now_ms = 0
-        self.trace: list[Line] = []
+        self.trace: deque[Line] = deque(maxlen=trace_max)
         self.paths: dict[str, Path] = {}
         self._nodes: dict[str, _Node] = {}
         self._queue: list[tuple[int, int, Callable[[], None]]] = []
@@ -173,9 +179,14 @@ class World:
         return self._nodes[name].endpoint
 
     def call(self, name: str, action: Callable[[Any, int], None]) -> None:
-        """Call the endpoint with the time and send what comes of it; nothing if it is down."""
+        """Call the endpoint with the time and send what comes of it; nothing if it is down, and
+        later if it is frozen."""
         node = self._nodes[name]
         if node.endpoint is None:
+            return
+        if node.held is not None:
+            if len(node.held) < FROZEN_MAX:
+                node.held.append(action)
             return
         action(node.endpoint, self.now_ms)
         for packet in node.endpoint.drain():
@@ -185,9 +196,24 @@ class World:
     def crash(self, name: str) -> None:
         """The node is gone in this instant, with its timers; packets to it are lost."""
         node = self._nodes[name]
-        node.endpoint = node.timer_ms = None
+        node.endpoint = node.timer_ms = node.held = None
         node.timer_token += 1
         self._note("crash", name)
+
+    def freeze(self, name: str) -> None:
+        """The node's process stands still (SIGSTOP, suspend): packets, timers and orders wait."""
+        node = self._nodes[name]
+        if node.endpoint is not None and node.held is None:
+            node.held = deque()
+            self._note("freeze", name)
+
+    def thaw(self, name: str) -> None:
+        """It goes on: everything that waited comes at once, in the order in which it came."""
+        held, self._nodes[name].held = self._nodes[name].held, None
+        if held is not None:
+            self._note("thaw", name)
+            for action in held:
+                self.call(name, action)
 
     def restart(self, name: str) -> None:
         """Boot the node anew, crashing it first if it runs."""
@@ -233,7 +259,7 @@ class World:
         """Run until the condition holds and return the time. StuckError if it still does not hold
         at `limit_ms` (a time, not a duration)."""
         if not self._advance(limit_ms, condition):
-            tail = "\n".join(map(str, self.trace[-20:]))
+            tail = "\n".join(map(str, list(self.trace)[-20:]))
             raise StuckError(f"condition not met at {limit_ms} ms; the trace ends with\n{tail}")
         return self.now_ms
 
@@ -276,8 +302,12 @@ class World:
     ) -> None:
         """Throw the dice for one packet and schedule what is left of it."""
         conditions = path.up if direction == "up" else path.down
-        lost, doubled, *jitters = (path.random[direction].random() for _ in range(4))
+        roll = path.random[direction].random
+        lost, doubled, *jitters = roll(), roll(), roll(), roll()
         where = f"{path.name} {direction}"
+        if conditions.burst_ms:
+            piece = self.now_ms // conditions.burst_ms
+            lost = Random(f"{self.seed}/{where}/{piece}").random()
         self._note("send", where, packet.data)
         if conditions.blackhole or lost < conditions.loss:
             self._note("lost", where, packet.data)
@@ -321,7 +351,7 @@ class World:
 
     def _path_of(self, far: str, peer: Peer) -> Path | None:
         for path in self.paths.values():
-            if path.far == far and path.peer == peer:
+            if path.remote == peer.remote and path.far == far and path.socket_id == peer.socket_id:
                 return path
         return None
 
