@@ -6,7 +6,8 @@ import itertools
 import struct
 from abc import ABC, abstractmethod
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
@@ -95,6 +96,25 @@ class Load:
     up_every_ms: int = ECHO_EVERY_MS
     answered: bool = True
     down_every_ms: int = 0  # what the gateway sends by itself
+
+
+@dataclass(slots=True)
+class Table:
+    """The session table: versions, and how it is just now."""
+
+    versions: dict[bytes, int] = field(default_factory=dict)
+    late_ms: Callable[[], int] = lambda: 0  # how long it takes to answer
+    answer: Stored | None = None  # what it says instead, in tests of its failure
+
+    def swap(self, effect: Swap) -> Stored:
+        held = self.versions.get(effect.session_id, 0)
+        outcome = Stored.OK if held == effect.expected else Stored.CONFLICT
+        outcome = self.answer or outcome
+        if outcome is Stored.OK:
+            version = effect.record["state_version"]
+            assert isinstance(version, int)
+            self.versions[effect.session_id] = version
+        return outcome
 
 
 def _destination(source: Whereabouts) -> Destination:
@@ -295,7 +315,7 @@ class ClientEnd(_End):
 
 
 class GatewayEnd(_End):
-    """A gateway that answers echoes. `table` is its session table, lost or kept over a crash."""
+    """A gateway that answers echoes."""
 
     def __init__(
         self,
@@ -306,14 +326,13 @@ class GatewayEnd(_End):
         ledger: Ledger,
         history: History,
         load: Load,
+        table: Table,
     ) -> None:
         gateway = Gateway("gw", secret, entries, policy, SeededEntropy(random), has_aes=True)
         super().__init__(gateway, ledger, history, load)
         self.gateway: Gateway = gateway
-        self.versions: dict[bytes, int] = {}
-        self.table_ms = lambda: 0  # how long the table takes to answer
+        self.table = table
         self._answers: list[tuple[int, int, Stored]] = []  # at, token, outcome
-        self.outcome: Stored | None = None  # what the table says instead, in tests of its failure
         self._next_push_ms = 0
 
     def start(self, now_ms: int) -> None:
@@ -357,14 +376,7 @@ class GatewayEnd(_End):
     def _perform_own(self, effect: Effect) -> None:
         if not isinstance(effect, Swap):
             return
-        held = self.versions.get(effect.session_id, 0)
-        outcome = Stored.OK if held == effect.expected else Stored.CONFLICT
-        outcome = self.outcome or outcome
-        if outcome is Stored.OK:
-            version = effect.record["state_version"]
-            assert isinstance(version, int)
-            self.versions[effect.session_id] = version
-        late_ms = self.table_ms()
+        outcome, late_ms = self.table.swap(effect), self.table.late_ms()
         if late_ms:
             self._answers.append((self.now_ms + late_ms, effect.token, outcome))
         else:

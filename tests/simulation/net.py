@@ -13,7 +13,7 @@ from jvpnd.core.session import Session
 from jvpnd.core.states import State
 from jvpnd.recording.tape import Tape
 
-from .ends import ClientEnd, GatewayEnd, Identity, Load
+from .ends import ClientEnd, GatewayEnd, Identity, Load, Table
 from .invariants import History
 from .plane import Ledger
 from .world import Conditions, World
@@ -47,6 +47,7 @@ class Net:
         self.ledger = Ledger()
         self.client_history, self.gateway_history = History(), History()
         self.disk: dict[str, int] = {}
+        self.table = Table()
         dice = Random(seed)
         self.secret, self.gateway_secret = dice.randbytes(32), dice.randbytes(32)
         self.identity = Identity(
@@ -77,6 +78,7 @@ class Net:
         )
 
     def _boot_gateway(self, random: Random) -> GatewayEnd:
+        self.table.versions.clear()  # nothing reads it back after a crash
         return GatewayEnd(
             random,
             self.gateway_secret,
@@ -85,6 +87,7 @@ class Net:
             self.ledger,
             self.gateway_history,
             self.load,
+            self.table,
         )
 
     @property

@@ -108,7 +108,7 @@ def test_a_table_that_takes_its_time_is_never_in_conflict_with_itself(seed: int)
     net, dice, table = Net(seed, policy), Random(f"faults {seed}"), Random(f"table {seed}")
     net.attach()
     for _ in range(FAULTS_A_RUN):
-        net.gateway.table_ms = lambda: table.choice([0, 5, 300, 900])
+        net.table.late_ms = lambda: table.choice([0, 5, 300, 900])
         one_fault(net, dice)
         net.run(dice.choice([1, 20, 150, 900, 3_000]))
     mend(net)
@@ -117,7 +117,7 @@ def test_a_table_that_takes_its_time_is_never_in_conflict_with_itself(seed: int)
     assert net.gateway_history.of("OWNERSHIP") == [], f"seed {seed}"
     assert net.session.id is not None
     peer = net.gateway.gateway.sessions[net.session.id]
-    assert peer.session.state_version == net.gateway.versions[net.session.id], f"seed {seed}"
+    assert peer.session.state_version == net.table.versions[net.session.id], f"seed {seed}"
 
 
 def trace(seed: int) -> list[object]:

@@ -296,7 +296,7 @@ def test_a_session_that_was_ended_is_not_brought_back_by_a_late_rekey() -> None:
     before = net.attach()
     rekey_asked(net)
     net.world.run_until(lambda: net.session.rekeys == 1, net.now_ms + 100)
-    net.gateway.versions.clear()  # the table has no memory of it that could help
+    net.table.versions.clear()  # the table has no memory of it that could help
     net.world.call("gateway", lambda end, now_ms: end.gateway.terminate(now_ms, before) and None)
     net.run(5_000)
     assert net.is_attached()

@@ -178,6 +178,10 @@ class World:
         """The running endpoint (of the type that `boot` made), None while the node is down."""
         return self._nodes[name].endpoint
 
+    def is_running(self, name: str) -> bool:
+        """Neither down nor frozen."""
+        return self._nodes[name].endpoint is not None and self._nodes[name].held is None
+
     def call(self, name: str, action: Callable[[Any, int], None]) -> None:
         """Call the endpoint with the time and send what comes of it; nothing if it is down, and
         later if it is frozen."""
