@@ -110,7 +110,9 @@ class ClientAgent:
     def next_timer_ms(self, now_ms: float) -> float:
         """When `timer` wants to be called next, if nothing else happens before."""
         state, session = self._state, self._state.live_session()
-        watchful = state.watch.is_busy(now_ms) or state.watch.waiting_ms is not None
+        watchful = state.bound is not None and (
+            state.watch.is_busy(now_ms) or state.watch.waiting_ms is not None
+        )
         # Counted from the last check: packets that come in between must not put it off.
         check_ms = self._checked_ms + (c.ACTIVE_CHECK_MS if watchful else c.IDLE_CHECK_MS)
         wishes = [check_ms if watchful else max(check_ms, self._health.next_ms())]

@@ -40,6 +40,8 @@ class ClientState:
         self.watch = BindingWatch(0)
         self.dropped: dict[str, int] = {}
         self._left: dict[str, deque[float]] = {}  # when each path died or was left as a bad one
+        self._choice: tuple[object, ...] = ()
+        self._candidates: list[Path] = []
         self._paused = True  # nothing may leave before there is a session
 
     def live_session(self) -> Session | None:
@@ -55,8 +57,12 @@ class ClientState:
                 path.set_window(self.policy.loss_window_ms)
 
     def candidates(self) -> list[Path]:
-        """The paths that the policy allows, the bound one among them."""
-        return candidates(self.paths.values(), self.bound, self.policy)
+        """The paths that the policy allows, the bound one among them. Asked often, changed seldom."""
+        choice = (self.bound, self.policy, *self.paths.values())
+        if choice != self._choice:
+            self._choice = choice
+            self._candidates = candidates(self.paths.values(), self.bound, self.policy)
+        return self._candidates
 
     def others(self) -> list[Path]:
         """The candidates that are not bound."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
 TRANSPORTS = ("udp", "quic", "tcp", "tls")
 UPLINK_KEYS = ("preferred_uplinks", "metered_uplinks", "forbidden_uplinks")
@@ -170,6 +171,7 @@ def _number(key: str, value: object, kind: type, low: float, high: float) -> int
     return float(value) if kind is float else value
 
 
+@lru_cache(maxsize=1024)  # asked for each path at each look
 def _is_listed(uplink: str, names: tuple[str, ...]) -> bool:
     return any(fnmatchcase(uplink, name) for name in names)
 
