@@ -243,6 +243,10 @@ class ClientEnd(_End):
         self.now_ms = now_ms
         self.core.path_removed(now_ms, name, "uplink lost")
 
+    def loaded(self, now_ms: int) -> None:
+        """The load is another one now."""
+        self.now_ms = self._next_echo_ms = now_ms
+
     def next_timer_ms(self) -> int:
         core_ms = -int(-self.core.next_timer_ms(self.now_ms) // 1)
         core_ms = max(core_ms, self.now_ms + 1)
@@ -338,6 +342,10 @@ class GatewayEnd(_End):
     def start(self, now_ms: int) -> None:
         self.now_ms = self._next_push_ms = now_ms
 
+    def loaded(self, now_ms: int) -> None:
+        """The load is another one now."""
+        self.now_ms = self._next_push_ms = now_ms
+
     def next_timer_ms(self) -> int:
         core_ms = max(self.now_ms + 1, -int(-self.gateway.next_timer_ms(self.now_ms) // 1))
         pushes = [max(self._next_push_ms, self.now_ms)] if self.load.down_every_ms else []
@@ -351,7 +359,7 @@ class GatewayEnd(_End):
         if self.load.down_every_ms and now_ms >= self._next_push_ms:
             self._next_push_ms = now_ms + self.load.down_every_ms
             self.push(now_ms)
-        self.gateway.timer(now_ms)
+        self.core.timer(now_ms)
         self.history.check_bounds(self.gateway, now_ms)
 
     def push(self, now_ms: int) -> None:

@@ -79,13 +79,13 @@ def table(net: Net, how: str, late_ms: str = "0") -> None:
 def switch(net: Net, path: str) -> None:
     """The operator wants this path, or `best`."""
     wanted = None if path == "best" else path
-    net.world.call("client", lambda end, now_ms: end.agent.switch(now_ms, wanted) and None)
+    net.world.call("client", lambda end, now_ms: end.core.switch(now_ms, wanted) and None)
 
 
 def terminate(net: Net, node: str) -> None:
     """The operator ends the session. At the client nothing begins again before the next boot."""
     if node == "client":
-        net.world.call("client", lambda end, now_ms: end.agent.terminate(now_ms) and None)
+        net.world.call("client", lambda end, now_ms: end.core.terminate(now_ms) and None)
         return
 
     def end_all(end: object, now_ms: int) -> None:
@@ -106,7 +106,7 @@ def load(net: Net, up_every_ms: str, answered: str, down_every_ms: str) -> None:
     net.load.up_every_ms, net.load.down_every_ms = int(up_every_ms), int(down_every_ms)
     net.load.answered = answered == "1"
     for node in ("client", "gateway"):
-        net.world.call(node, lambda end, now_ms: None)  # so that its timer is set anew
+        net.world.call(node, lambda end, now_ms: end.loaded(now_ms))
 
 
 def attack(net: Net, seed: str, count: str) -> None:
@@ -175,9 +175,9 @@ def mend(net: Net) -> None:
         net.heal(name)
         link(net, name, "up")
     for node, policy in (("gateway", net.gateway_policy), ("client", net.policy)):
-        core = net.world.endpoint(node).core
-        if core.own_policy != policy:
-            core.apply_policy(net.now_ms, policy)
+        end = net.world.endpoint(node)
+        if end.inspected.own_policy != policy:
+            end.core.apply_policy(net.now_ms, policy)
     if net.agent.is_resting:
         net.world.restart("client")
 

@@ -104,6 +104,7 @@ class Player:
 
     def _leaves_nothing_behind(self) -> None:
         net = self.net
+        ACTIONS["load"](net, "0", "1", "0")
         net.run(6_000)  # offers that nobody took up have been forgotten then
         assert len(net.client.plane.receiving) <= 2, "old epochs are still received"
         assert len(net.gateway.plane.receiving) <= 2, "old epochs are still received"
