@@ -57,8 +57,8 @@ class ClientState:
                 path.set_window(self.policy.loss_window_ms)
 
     def candidates(self) -> list[Path]:
-        """The paths that the policy allows, the bound one among them. Asked often, changed seldom."""
-        choice = (self.bound, self.policy, *self.paths.values())
+        """The paths that the policy allows, the bound one among them."""
+        choice = (self.bound, self.policy, *self.paths.values())  # asked often, changed seldom
         if choice != self._choice:
             self._choice = choice
             self._candidates = candidates(self.paths.values(), self.bound, self.policy)

@@ -212,11 +212,12 @@ class Offers:
         record = born.record(self._state.node, State.ATTACHED, 1, session.epoch, session.attempt)
 
         def stored(later_ms: float, outcome: Stored) -> None:
-            self.forget(offer)
             if outcome is Stored.OK:
+                self.forget(offer)
                 self._born(later_ms, born, offer)
                 reply(later_ms, born)
             else:
+                self._state.drop_offer(offer)
                 self._state.store_failed(born, outcome)
 
         self._state.swap(born, record, stored)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from jvpnd.core.client import ClientAgent
 from jvpnd.core.constants import REBINDS_PER_MINUTE, SCAN_MS
 from jvpnd.core.effects import Emit
 from jvpnd.core.gateway import Gateway
+from jvpnd.core.reasons import Reason
 from jvpnd.core.session import MINUTE_MS, Session
 from jvpnd.core.states import TABLE, State
 
@@ -20,6 +22,7 @@ class History:
     """One end's events, from which the true state of every session must follow."""
 
     events: list[tuple[int, Emit]] = field(default_factory=list)
+    never: Collection[Reason] = ()  # reasons of security events that nothing in the story explains
     _now: dict[bytes, tuple[str, int]] = field(default_factory=dict)  # state, version by session
     _epochs: dict[int, tuple[bytes, int]] = field(default_factory=dict)  # by id() of the Session
     _kept: list[Session] = field(default_factory=list)
@@ -29,6 +32,8 @@ class History:
 
     def note(self, now_ms: int, event: Emit) -> None:
         self.events.append((now_ms, event))
+        if event.event_type == "SECURITY_EVENT" and event.reason in self.never:
+            raise AssertionError(f"a fault taken for an attack: {event.reason} {event.details}")
         if event.event_type == "STATE_CHANGE" and event.session_id is not None:
             self._follow(event)
         if event.event_type == "TRANSPORT_SWITCH":

@@ -265,11 +265,6 @@ EPISODES = (
 WEIGHTS = (4, 5, 3, 2, 4, 2, 2, 2, 2, 1, 2, 1, 1, 2, 2)
 
 
-def is_hostile(story: Story) -> bool:
-    """Whether somebody attacks in it."""
-    return any(fault.words[0] == "attack" for fault in story.faults)
-
-
 def policies(story: Story) -> tuple[Policy, Policy]:
     """Of the client and of the gateway."""
     return Policy.from_table(story.client), Policy.from_table(story.gateway)
