@@ -318,8 +318,7 @@ class ClientAgent:
             self._births.cancel_rekey(now_ms)
             self._recovery.move(now_ms, path, Event.NAT_REBOUND, {"path": path.id})
         else:
-            details: dict[str, object] = {"to_path": path.id}
-            state.machine.note(session, "TRANSPORT_SWITCH_DENIED", Reason.RATE_LIMITED, details)
+            self._health.cut_off(now_ms, session, path)
 
     def _on_close(self, now_ms: float, reason: str | None) -> None:
         event = _CLOSE_EVENTS.get(Reason(reason)) if reason else None

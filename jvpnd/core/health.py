@@ -8,6 +8,7 @@ from jvpnd.core.clientstate import ClientState
 from jvpnd.core.loss import Report
 from jvpnd.core.messages import ProbeReply
 from jvpnd.core.path import Path
+from jvpnd.core.reasons import Reason
 from jvpnd.core.recovery import Recovery
 from jvpnd.core.session import Session
 from jvpnd.core.states import Event, State
@@ -102,6 +103,18 @@ class Health:
         for other in self._state.paths.values():
             if other is not path and other.number == reply.about:
                 other.told(Report(reply.about_newest, reply.about_mask), now_ms)
+
+    def cut_off(self, now_ms: float, session: Session, bound: Path) -> None:
+        """We are heard from an address that is not bound, and the rate bound forbids to bind it:
+        what the gateway sends does not arrive. It hints often, so this is told once."""
+        self._unstable_ms = now_ms
+        machine = self._state.machine
+        why = {"path": bound.id, "why": "behind a new NAT, switch bound reached"}
+        if session.state is State.ATTACHED:
+            machine.note(session, "TRANSPORT_SWITCH_DENIED", Reason.RATE_LIMITED, {**why})
+            machine.fire(session, Event.HEARTBEAT_LATE, now_ms, {**why})
+        if session.state is State.VOLATILE:
+            machine.fire(session, Event.INSTABILITY_PERSISTED, now_ms, {**why})
 
     # --- suspicion ---
 

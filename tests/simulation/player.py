@@ -84,15 +84,25 @@ class Player:
     # --- the end ---
 
     def _end_well(self) -> None:
+        """All is well: in time the session is ATTACHED on both ends, and says so truly."""
         net = self.net
-        net.world.run_until(self._is_attached, net.now_ms + patience_ms(net.policy))
+        limit_ms = net.now_ms + patience_ms(net.policy)
         ACTIONS["load"](net, str(ECHO_EVERY_MS), "1", "0")
-        began_ms, before = net.now_ms, len(net.client.back_ms)
-        net.run(ECHO_FOR_MS)
-        net.world.run_until(self._is_attached, net.now_ms + patience_ms(net.policy))
-        came = len(net.client.back_ms) - before
-        assert came >= (net.now_ms - began_ms) / ECHO_EVERY_MS * 0.8, f"{came} echoes came back"
+        while True:
+            net.world.run_until(self._is_attached, limit_ms)
+            before, versions = len(net.client.back_ms), self._versions()
+            net.run(ECHO_FOR_MS)
+            came = len(net.client.back_ms) - before
+            if came >= 0.8 * ECHO_FOR_MS / ECHO_EVERY_MS and self._is_attached():
+                break
+            assert versions != self._versions(), f"ATTACHED, but {came} echoes came back"
+            assert net.now_ms < limit_ms, "it does not come to rest"
         self._leaves_nothing_behind()
+
+    def _versions(self) -> list[int]:
+        """They rise with each transition of a session."""
+        events = self.net.client_history.events
+        return [event.state_version or 0 for _, event in events if event.to_state is not None]
 
     def _is_attached(self) -> bool:
         client, gateway = self.net.agent.session, self.net.gateway.gateway.sessions

@@ -342,3 +342,18 @@ def test_thirty_percent_loss_for_three_seconds_is_not_a_death(seed: int) -> None
     net.run(2_000)
     assert net.session.id == before
     assert "TRANSPORT_DEAD" not in net.client_history.reasons()
+
+
+def test_behind_a_new_nat_with_no_switch_left_the_session_says_that_it_is_degraded() -> None:
+    """Once, however often the gateway hints; and it is bound anew as soon as the bound allows it."""
+    net = Net(policy=Policy(max_switches_per_minute=1))
+    before = net.attach()
+    for _ in range(2):
+        net.world.rebind(net.bound)
+        net.run(1_000)
+    assert net.session.state is State.DEGRADED
+    assert net.client_history.reasons("TRANSPORT_SWITCH_DENIED") == ["RATE_LIMITED"]
+    net.run(60_000)
+    assert net.session.state is State.ATTACHED
+    assert net.session.id == before
+    assert net.client.longest_gap_ms(net.now_ms - 500) <= 25
