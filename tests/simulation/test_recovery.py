@@ -345,7 +345,7 @@ def test_thirty_percent_loss_for_three_seconds_is_not_a_death(seed: int) -> None
 
 
 def test_behind_a_new_nat_with_no_switch_left_the_session_says_that_it_is_degraded() -> None:
-    """Once, however often the gateway hints; and it is bound anew as soon as the bound allows it."""
+    """Once, however often the gateway hints; and it is bound anew as soon as it may be."""
     net = Net(policy=Policy(max_switches_per_minute=1))
     before = net.attach()
     for _ in range(2):
