@@ -111,7 +111,7 @@ class ClientAgent:
         """When `timer` wants to be called next, if nothing else happens before."""
         state, session = self._state, self._state.live_session()
         watchful = state.bound is not None and (
-            state.watch.is_busy(now_ms) or state.watch.waiting_ms is not None
+            state.watch.is_busy(now_ms) or state.watch.is_tense
         )
         # Counted from the last check: packets that come in between must not put it off.
         check_ms = self._checked_ms + (c.ACTIVE_CHECK_MS if watchful else c.IDLE_CHECK_MS)

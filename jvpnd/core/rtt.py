@@ -22,23 +22,18 @@ class RttEstimator:
     def __init__(self) -> None:
         self.srtt_ms: float | None = None  # None before the first sample
         self.rttvar_ms = 0.0
+        self.rto_ms = RTO_INITIAL_MS  # after this long without an answer a probe is late
 
     def sample(self, rtt_ms: float) -> None:
         """Take one measurement; ValueError if it is negative or not finite."""
         _check_rtt(rtt_ms)
         if self.srtt_ms is None:
             self.srtt_ms, self.rttvar_ms = rtt_ms, rtt_ms / 2
-            return
-        self.rttvar_ms += (abs(self.srtt_ms - rtt_ms) - self.rttvar_ms) / 4
-        self.srtt_ms += (rtt_ms - self.srtt_ms) / 8
-
-    @property
-    def rto_ms(self) -> int:
-        """After this long without an answer a probe is late."""
-        if self.srtt_ms is None:
-            return RTO_INITIAL_MS
+        else:
+            self.rttvar_ms += (abs(self.srtt_ms - rtt_ms) - self.rttvar_ms) / 4
+            self.srtt_ms += (rtt_ms - self.srtt_ms) / 8
         rto_ms = math.ceil(self.srtt_ms + max(4 * self.rttvar_ms, GRANULARITY_MS))
-        return min(max(rto_ms, RTO_MIN_MS), RTO_MAX_MS)
+        self.rto_ms = min(max(rto_ms, RTO_MIN_MS), RTO_MAX_MS)
 
 
 class Jitter:

@@ -98,6 +98,11 @@ class BindingWatch:
         latest = max(self.traffic.last_tx_ms, self.traffic.last_rx_ms)
         return now_ms - latest < ACTIVE_FOR_MS
 
+    @property
+    def is_tense(self) -> bool:
+        """Whether what is sent now and heard next decides: until the burst is over."""
+        return self.waiting_ms is not None and len(self.burst) < BURST_LIMIT
+
     def burst_due_ms(self, policy: Policy) -> float | None:
         """When the next probe of a burst should go out, None if the path is not suspect."""
         if self.suspect_ms is None:
