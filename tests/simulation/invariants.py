@@ -88,8 +88,8 @@ class History:
             self._bounds.sort()
         while len(self._bounds) > 1 and now_ms - self._bounds[1][0] >= MINUTE_MS:
             del self._bounds[0]
-        most = max(bound for _, bound in self._bounds)
         if self._switched_ms and self._switched_ms[-1] == now_ms:
+            most = max(bound for _, bound in self._bounds)
             assert len(self._switched_ms) <= most, "too many switches"
 
     def _check_successor(self, session: Session) -> None:
