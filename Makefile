@@ -1,6 +1,7 @@
 # What a bare Debian 12 lacks, these targets install as root, and say so; others are told the command.
 #   make venv   .venv with the project in it       make lint   ruff, mypy --strict
 #   make test   unit, simulation and netns tests   sudo make demo   see it work, under a minute
+#   make simulate   the simulation's stories (docs/simulation.md); make soak SECONDS=n   others, for n seconds
 #   make measure   how long traffic stops; ARGS="--soak 60" looks for false switches instead
 #   make bench   how fast, beside other VPNs; ARGS="--quick" for a first look, WIREGUARD_GO=a newer one
 #   make lossy   what records over many datagrams are worth, and cost where datagrams are lost
@@ -12,10 +13,12 @@ STAMP := $(VENV)/.installed
 # python-pytun is compiled: hence gcc and the headers. The rest is for namespaces and traffic.
 PACKAGES := python3 python3-venv python3-dev gcc libc6-dev iproute2 iputils-ping nftables conntrack ethtool procps \
   iperf3
+STORIES := 0:450
+SECONDS := 600
 BENCH_PACKAGES := wireguard-go wireguard-tools openvpn
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: packages bench-packages root venv lint unit netns test demo measure bench lossy clean
+.PHONY: packages bench-packages root venv lint unit simulate soak netns test demo measure bench lossy clean
 
 define install
 	@missing=""; for p in $(1); do \
@@ -59,10 +62,17 @@ lint: venv
 unit: venv
 	$(BIN)/python -m pytest tests
 
+# Always the same stories, as many as fit into two minutes of two cores.
+simulate: venv
+	$(BIN)/python -m tests.simulation.soak --seeds $(STORIES)
+
+soak: venv
+	$(BIN)/python -m tests.simulation.soak --seconds $(SECONDS)
+
 netns: venv root
 	$(AS_ROOT) $(BIN)/python -m pytest netns-tests
 
-test: unit netns
+test: unit simulate netns
 
 demo: venv root
 	$(AS_ROOT) $(BIN)/python netns-tests/demo.py

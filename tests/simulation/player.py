@@ -19,23 +19,25 @@ from .teller import policies
 TRACE_MAX = 2_000
 ECHO_EVERY_MS = 50  # at the end
 ECHO_FOR_MS = 3_000
+BRISK_MS = 3_000
 
 
 @dataclass
 class Tally:
-    """What one or more stories came to. Volatile: a fault in force, or not ATTACHED."""
+    """What one or more stories came to. Volatile: a fault in force, or not ATTACHED. Brisk: that
+    with the policy's heartbeats, which set the pace of everything, no slower than BRISK_MS."""
 
     stories: int = 0
     simulated_ms: int = 0
     volatile_ms: int = 0
-    busy_ms: int = 0
+    brisk_ms: int = 0
     events: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: Tally) -> None:
         self.stories += other.stories
         self.simulated_ms += other.simulated_ms
         self.volatile_ms += other.volatile_ms
-        self.busy_ms += other.busy_ms
+        self.brisk_ms += other.brisk_ms
         self.events += other.events
 
 
@@ -129,7 +131,8 @@ class Player:
             volatile_ms += max(0, until_ms - max(since_ms, covered_ms))
             covered_ms = max(covered_ms, until_ms)
         events = Counter(e.event_type for _, e in self.net.client_history.events)
-        return Tally(1, now_ms, volatile_ms, 0, events)
+        brisk = self.net.policy.heartbeat_idle_ms <= BRISK_MS
+        return Tally(1, now_ms, volatile_ms, volatile_ms if brisk else 0, events)
 
     def _unattached(self) -> list[tuple[int, int]]:
         spans, since_ms = [], 0

@@ -85,8 +85,8 @@ def play_seed(seed: int) -> Tally | Failure:
 def _summary(total: Tally, took_s: float, jobs: int) -> str:
     hours, volatile = total.simulated_ms / HOUR_MS, total.volatile_ms / HOUR_MS
     lines = [
-        f"{total.stories} stories, {hours:.1f} hours, {volatile:.1f} of them volatile, "
-        f"in {took_s:.0f} s on {jobs} cores",
+        f"{total.stories} stories in {took_s:.0f} s on {jobs} cores: {hours:.1f} hours, "
+        f"{volatile:.1f} of them volatile ({total.brisk_ms / HOUR_MS:.1f} at a brisk pace)",
         ", ".join(f"{count} {name}" for name, count in sorted(total.events.items())),
     ]
     return "\n".join(lines)
