@@ -38,7 +38,7 @@ welcomes = st.builds(
     u32,
     blob(32),
     blob(m.KEM_CIPHERTEXT_LEN),
-    st.builds(m.PolicyBounds, *[u32] * 9),
+    st.builds(m.PolicyBounds, *[u32] * 11),
     st.lists(addresses, max_size=m.MAX_ADDRESSES).map(tuple),
 )
 replies = st.builds(m.ProbeReply, u8, u8, u32, u32, u32, u32)

@@ -12,7 +12,7 @@ from jvpnd.core.effects import Effect, PauseTun, Send
 from jvpnd.core.entropy import Entropy
 from jvpnd.core.messages import PolicyBounds, Probe
 from jvpnd.core.path import Path
-from jvpnd.core.policy import Policy
+from jvpnd.core.policy import RANGES, Policy
 from jvpnd.core.reattach import Credentials
 from jvpnd.core.session import Machine, Session
 from jvpnd.core.states import State
@@ -122,9 +122,12 @@ class ClientState:
 
 
 def _within(own: Policy, bounds: PolicyBounds | None) -> Policy:
-    """Our policy, and of what the gateway bounds as well, the stricter of both."""
+    """Our policy, and of what the gateway bounds as well, the stricter of both that is allowed."""
     if bounds is None:
         return own
     names = [name for name in bounds.__slots__ if name not in ("version", "rekey_after_ms")]
-    tighter = {name: min(getattr(own, name), getattr(bounds, name)) for name in names}
+    tighter = {
+        name: max(min(getattr(own, name), getattr(bounds, name)), int(RANGES[name][1]))
+        for name in names
+    }
     return replace(own, **tighter)

@@ -22,7 +22,7 @@ CAPABILITY_AES = 1  # this end has AES instructions
 
 _INIT = struct.Struct("<BBBBQ16s16sQ")
 _WELCOME = struct.Struct(f"<16sB3xIQ{TICKET_LEN}sI32s")
-_BOUNDS = struct.Struct("<9I")
+_BOUNDS = struct.Struct("<11I")
 _REQUEST = struct.Struct("<Q32sQQQIBBBx")
 _ACK = struct.Struct(f"<Q32sQ{TICKET_LEN}sI")
 MAX_ADDRESSES = 8
@@ -79,7 +79,8 @@ def decode_init(body: bytes) -> InitPayload | None:
 
 @dataclass(frozen=True, slots=True)
 class PolicyBounds:
-    """The gateway's policy snapshot: the bounds that it enforces, for the client to respect."""
+    """The gateway's policy snapshot: the bounds that it enforces, for the client to respect, and
+    how often it has to hear of the client lest it counts as late."""
 
     version: int
     session_ttl_ms: int
@@ -90,6 +91,8 @@ class PolicyBounds:
     proof_max_age_ms: int
     drain_ms: int
     rekey_after_ms: int
+    heartbeat_active_ms: int
+    heartbeat_idle_ms: int
 
     def encode(self) -> bytes:
         return _BOUNDS.pack(*(getattr(self, name) for name in self.__slots__))

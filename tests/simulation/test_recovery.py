@@ -357,3 +357,18 @@ def test_behind_a_new_nat_with_no_switch_left_the_session_says_that_it_is_degrad
     assert net.session.state is State.ATTACHED
     assert net.session.id == before
     assert net.client.longest_gap_ms(net.now_ms - 500) <= 25
+
+
+def test_an_idle_client_is_heard_as_often_as_its_gateway_needs_it() -> None:
+    slow = Policy(
+        heartbeat_active_ms=2_000,
+        heartbeat_idle_ms=5_000,
+        volatile_after_ms=6_000,
+        volatile_to_degraded_ms=8_000,
+    )
+    net = Net(policy=slow, gateway_policy=Policy())
+    net.attach()
+    net.client.busy = False
+    net.run(60_000)
+    assert net.client_history.reasons() == net.gateway_history.reasons() == ["HANDSHAKE_OK"]
+    assert (net.agent.policy.heartbeat_active_ms, net.agent.policy.heartbeat_idle_ms) == (100, 1000)
