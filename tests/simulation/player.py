@@ -88,7 +88,7 @@ class Player:
     def _end_well(self) -> None:
         """All is well: in time the session is ATTACHED on both ends, and says so truly."""
         net = self.net
-        limit_ms = net.now_ms + patience_ms(net.policy)
+        limit_ms = net.now_ms + max(map(patience_ms, (net.policy, net.gateway_policy)))
         ACTIONS["load"](net, str(ECHO_EVERY_MS), "1", "0")
         while True:
             net.world.run_until(self._is_attached, limit_ms)

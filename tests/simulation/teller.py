@@ -35,7 +35,9 @@ class _Teller:
     def tell(self) -> Story:
         dice = self._dice
         client = self._health()
-        gateway = {**client, **self._bounds()} if dice.random() < 0.3 else client
+        gateway = dice.choices(
+            [client, {**client, **self._bounds()}, self._health()], [3, 1, 1]
+        )[0]
         self._say("load", *dice.choice(QUIET_LOADS).split())
         self._pass(dice.choice([0, 30, 2_000, 2_000, 10_000]))
         for _ in range(dice.randrange(3, 16)):

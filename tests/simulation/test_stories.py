@@ -35,6 +35,11 @@ ONCE_FAILED = {
         at 300 rebind a
         at 364 rebind a
         """,
+    "a client whose heartbeat is slow is not dead at a gateway that wants a quick one": """
+        paths 1
+        client {"heartbeat_idle_ms": 3000, "volatile_after_ms": 3500}
+        at 300000 wait
+        """,
 }
 
 
