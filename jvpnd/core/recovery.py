@@ -66,10 +66,13 @@ class Recovery:
             # The old binding went while a move was under way: now it is a recovery.
             if session.lost_since_ms is None:
                 session.lost_since_ms = now_ms
-            doomed = self._attempt is None or self._planned is path
+            asked = self._asked_path()
+            doomed = asked is None or self._planned is path
             self._planned = None
             if doomed:
                 self._try_next(now_ms)
+            elif asked is not None and self._attempt is not None:
+                self._send_early(now_ms, asked, self._attempt)
         elif session.state is State.DEGRADED:
             session.lost_since_ms = now_ms
             state.machine.note(session, "TRANSPORT_LOST", Reason.TRANSPORT_DEAD, details)
@@ -91,8 +94,12 @@ class Recovery:
             self._try_next(now_ms)
 
     def _is_under_way(self) -> bool:
-        path = self._state.paths.get(self._attempt.path_id) if self._attempt else None
+        path = self._asked_path()
         return path is not None and path.died_ms is None
+
+    def _asked_path(self) -> Path | None:
+        """Where the outstanding attempt went, if that path is still there."""
+        return self._state.paths.get(self._attempt.path_id) if self._attempt else None
 
     # --- time ---
 
