@@ -213,6 +213,8 @@ class Gateway:
             self._judge_live(now_ms, peer, silence_ms)
         elif session.state is State.RECOVERING and not peer.swapping:
             if now_ms - session.entered_ms >= policy.max_recovery_window_ms:
+                if session.lost_since_ms is None:  # the table refused a move: nobody is bound
+                    session.lost_since_ms = session.entered_ms
                 self._fire_stored(now_ms, peer, Event.RECOVERY_WINDOW_OVER)
 
     def _judge_live(self, now_ms: float, peer: Peer, silence_ms: float) -> None:
