@@ -268,6 +268,19 @@ def test_an_accepted_request_binds_once_and_its_replay_from_elsewhere_is_refused
     assert bench.security() == ["SEC_REPLAY_ATTEMPT"]
 
 
+def test_a_request_replayed_from_everywhere_does_not_wash_the_events_away() -> None:
+    bench = Bench()
+    peer = bench.attach()
+    request = bench.request(peer, 5)
+    bench.give(AWAY, request)
+    before = len(bench.events)
+    for number in range(1_000):
+        origin = Origin(1, (f"192.0.{number // 250}.{number % 250}", 9))
+        assert refusal(bench.give(origin, request), request, peer.session.id or b"")
+    assert len(bench.events) - before == 2 * c.AUDIT_PER_S  # results, and security events
+    assert bench.gateway.dropped["reattach refused"] == 1_000 - c.AUDIT_PER_S
+
+
 def test_the_network_doubling_a_request_is_no_attack() -> None:
     bench = Bench()
     peer = bench.attach()

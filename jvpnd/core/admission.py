@@ -18,6 +18,7 @@ class Admission:
         self._exchanges = TokenBuckets(c.COOKIE_LOAD_PER_S, c.COOKIE_LOAD_PER_S, 1)
         self._probes = TokenBuckets(c.PROBE_RATE_PER_S, c.PROBE_BURST, c.SOURCE_TABLE_SIZE)
         self._audits = TokenBuckets(c.AUDIT_PER_S, c.AUDIT_PER_S, 1)
+        self._refusals = TokenBuckets(c.AUDIT_PER_S, c.AUDIT_PER_S, c.SOURCE_TABLE_SIZE)
         self._loaded_until_ms = 0.0
 
     def is_loaded(self, now_ms: float) -> bool:
@@ -51,3 +52,8 @@ class Admission:
     def may_audit(self, now_ms: float) -> bool:
         """Security events are bounded in rate: a flood must not become a flood of events."""
         return self._audits.allow(_ALL, int(now_ms))
+
+    def may_tell_refusal(self, now_ms: float, session_id: bytes) -> bool:
+        """The same for one session's refusals: a request replayed from a thousand addresses hides
+        its own ones only."""
+        return self._refusals.allow(session_id, int(now_ms))

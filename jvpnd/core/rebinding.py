@@ -61,7 +61,7 @@ class Rebinding:
             else:  # a superseded client must rest, even if it never heard the CLOSE
                 superseded = ended is Reason.SUPERSEDED
                 reason = Reason.SUPERSEDED if superseded else Reason.SESSION_EXPIRED
-            self._reject(origin, ticket.session_id, packet, reason, None)
+            self._reject(now_ms, origin, ticket.session_id, packet, reason, None)
             return
         request = self._prove(now_ms, peer, packet)
         if request is None:
@@ -107,7 +107,7 @@ class Rebinding:
                 self._state.count("duplicate request")
                 return Reason.REPLAY_DETECTED
             reason = Reason.REPLAY_DETECTED if seen_from else Reason.FRESHNESS_INVALID
-            self._reject(origin, session.id, packet, reason, peer)
+            self._reject(now_ms, origin, session.id, packet, reason, peer)
             if seen_from and self._state.admission.may_audit(now_ms):
                 self._state.machine.note(
                     session,
@@ -120,7 +120,7 @@ class Rebinding:
         if refusal is not None:
             session.attempt = request.attempt
             peer.requests.append((tag, origin))
-            self._reject(origin, session.id, packet, refusal, peer)
+            self._reject(now_ms, origin, session.id, packet, refusal, peer)
         return refusal
 
     def _refusal(
@@ -183,7 +183,7 @@ class Rebinding:
                 self._reattached(later_ms, peer, origin, ticket, request, details)
             else:
                 assert session.id is not None
-                self._reject(origin, session.id, packet, Reason.OWNERSHIP_CONFLICT, peer)
+                self._reject(later_ms, origin, session.id, packet, Reason.OWNERSHIP_CONFLICT, peer)
                 self._state.store_failed(peer, outcome)
 
         self._state.swap(peer, record, stored)
@@ -244,12 +244,21 @@ class Rebinding:
         self._state.effects.append(Send(peer.origin, clear + sealed))
 
     def _reject(
-        self, origin: Origin, session_id: bytes, packet: bytes, reason: Reason, peer: Peer | None
+        self,
+        now_ms: float,
+        origin: Origin,
+        session_id: bytes,
+        packet: bytes,
+        reason: Reason,
+        peer: Peer | None,
     ) -> None:
         """A small, proven answer: its MAC is over exactly this request."""
         key = keys.reset_key(self._state.secret, session_id)
         answer = encode_reject(request_tag(packet), reason_to_wire(reason), key)
         self._state.effects.append(Send(origin, answer))
+        if not self._state.admission.may_tell_refusal(now_ms, session_id):
+            self._state.count("reattach refused")
+            return
         self._state.effects.append(
             Emit(
                 "REATTACH_RESULT",
