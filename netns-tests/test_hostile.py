@@ -16,16 +16,14 @@ from typing import Any
 import pytest
 from lab.capture import Datagram, Listener, Sender
 from lab.daemons import INNER, PORT, Daemon, Event
+from lab.liar import strangers_inits
 from lab.namespace import Namespace
 from lab.stage import Stage, Watch, until
 from lab.topology import OUTSIDE
 from lab.traffic import Traffic
 
-from jvpnd.core.handshake import ClientHandshake
-from jvpnd.core.messages import NO_SESSION, InitPayload
 from jvpnd.core.packets import decode_retry
 from jvpnd.core.wire import PacketType
-from jvpnd.host import SystemEntropy
 from jvpnd.keyfile import parse_key
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -373,20 +371,10 @@ def test_a_flood_of_garbage(siege: Siege) -> None:
     siege.assert_undisturbed()
 
 
-def strangers_inits(gateway_public: str, number: int) -> list[bytes]:
-    """INITs by somebody who knows the gateway's public key, but is none of its clients."""
-    entropy, found = SystemEntropy(), []
-    for _ in range(number):
-        handshake = ClientHandshake(entropy.draw(32), parse_key(gateway_public), None, entropy)
-        payload = InitPayload(0, "udp", 1, time.time_ns(), NO_SESSION, NO_SESSION, 1, b"")
-        found.append(handshake.start(0, "", payload).packet)
-    return found
-
-
 def test_under_load_a_cookie_is_asked_for_and_who_brings_it_gets_in(siege: Siege) -> None:
     hosts = [f"192.0.2.{number}" for number in range(100, 130)]
     siege.stranger.ip_batch(*(f"addr replace {host}/24 dev eth0" for host in hosts))
-    inits = strangers_inits(siege.watch.pair.gateway_keys[1], len(hosts))
+    inits = strangers_inits(parse_key(siege.watch.pair.gateway_keys[1]), len(hosts))
     attack = [
         Datagram((host, 5000), GATEWAY, packet) for host, packet in zip(hosts, inits, strict=True)
     ]
@@ -449,7 +437,7 @@ def test_forged_requests_in_the_clients_name_do_not_lock_it_out(siege: Siege) ->
 
 def test_forged_inits_in_the_clients_name_do_not_lock_it_out(siege: Siege) -> None:
     """Not even those of somebody who knows the gateway's public key."""
-    inits = strangers_inits(siege.watch.pair.gateway_keys[1], 20)
+    inits = strangers_inits(parse_key(siege.watch.pair.gateway_keys[1]), 20)
     before = dropped(siege.gateway)
     with in_the_clients_name(siege, inits):
         until(lambda: dropped(siege.gateway) > before + 200, "the flood has arrived")

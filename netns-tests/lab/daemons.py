@@ -10,8 +10,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from lab.namespace import Namespace
@@ -218,12 +219,14 @@ class Pair:
         client_policy: str = "",
         gateway_policy: str = "",
         routes: str = "",
+        others: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        """`others`: public keys, by name, of more clients that the gateway lists."""
         outside = OUTSIDE[version]
         self.gateway_keys, self.client_keys = key_pair(), key_pair()
         self.gateway = Daemon(
             gateway,
-            gateway_config({"laptop": self.client_keys[1]}, outside, gateway_policy),
+            gateway_config({"laptop": self.client_keys[1], **others}, outside, gateway_policy),
             self.gateway_keys[0],
         )
         self.client = Daemon(
