@@ -15,6 +15,7 @@ from jvpnd.core.loss import (
     ArrivalWindow,
     DirectionLoss,
     ProbeLog,
+    RecordLog,
     Report,
 )
 
@@ -249,3 +250,38 @@ def test_the_rate_is_that_of_the_window() -> None:
     assert way.rate(1_000) == 0.25
     assert way.rate(2_500) == 0.0
     assert way.rate(9_000) is None
+
+
+# --- records of the data plane ---
+
+
+def looked(*looks: tuple[float, int, int]) -> list[tuple[int, int]]:
+    """(came, lost) of every look that was counted; looks are (when, records, missing)."""
+    log = RecordLog()
+    return [row[:2] for look in looks for row in log.look(*look, 10)]
+
+
+def test_what_is_late_is_not_lost() -> None:
+    """A path became slower at once, and the first to come by it overtook thirty others."""
+    assert looked((0, 100, 0), (90, 101, 30), (100, 121, 10), (110, 131, 0), (150, 140, 0)) == [
+        (1, 0),
+        (20, 0),
+        (10, 0),
+    ]
+
+
+def test_what_is_missing_for_long_is_lost_once() -> None:
+    looks = [(at, 100 + at, 7 if at > 20 else 0) for at in range(0, 200, 10)]
+    assert sum(lost for _, lost in looked(*looks)) == 7
+
+
+def test_what_turns_up_after_all_was_not_lost() -> None:
+    assert looked((0, 10, 0), (10, 20, 5), (60, 30, 5), (100, 40, 0), (140, 41, 0)) == [
+        (10, 5),
+        (10, -5),
+        (10, 0),
+    ]
+
+
+def test_the_totals_of_a_new_epoch_begin_anew() -> None:
+    assert looked((0, 500, 90), (10, 3, 0), (50, 10, 2), (90, 20, 2)) == [(7, 2)]

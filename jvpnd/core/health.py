@@ -5,7 +5,7 @@ from __future__ import annotations
 from jvpnd.core import constants as c
 from jvpnd.core.births import Births
 from jvpnd.core.clientstate import ClientState
-from jvpnd.core.loss import Report
+from jvpnd.core.loss import RecordLog, Report
 from jvpnd.core.messages import ProbeReply
 from jvpnd.core.path import Path
 from jvpnd.core.reasons import Reason
@@ -85,15 +85,17 @@ class Health:
             self._count(now_ms, bound, before, traffic)
 
     def _count(self, now_ms: float, bound: Path, before: Traffic, now: Traffic) -> None:
-        since_ms = now.last_rx_ms - before.last_rx_ms
-        floor = self._state.policy.loss_floor
-        came, lost = now.rx_records - before.rx_records, now.lost_down - before.lost_down
-        if came > 0 and before.rx_index == now.rx_index:
-            bound.carried(now_ms, bound.down, came, lost, since_ms, floor)
-        came, lost = now.peer_records - before.peer_records, now.lost_up - before.lost_up
+        watch, floor = self._state.watch, self._state.policy.loss_floor
+        in_ms = now.last_rx_ms - before.last_rx_ms
+        if before.rx_index != now.rx_index:
+            watch.down = RecordLog()
+        for came, lost, of_ms in watch.down.look(now_ms, now.rx_records, now.lost_down, in_ms):
+            bound.carried(now_ms, bound.down, came, lost, of_ms, floor)
         # What the gateway says in the first round trip may be about the binding before this one.
-        if came > 0 and now_ms - self._state.watch.began_ms > bound.rtt.rto_ms:
-            bound.carried(now_ms, bound.up, came, lost, since_ms, floor)
+        if now_ms - watch.began_ms > bound.rtt.rto_ms:
+            told = watch.up.look(now_ms, now.peer_records, now.lost_up, in_ms)
+            for came, lost, of_ms in told:
+                bound.carried(now_ms, bound.up, came, lost, of_ms, floor)
 
     def on_reply(self, now_ms: float, path: Path, reply: ProbeReply) -> None:
         """What a probe brought; an answer to one that is forgotten says nothing."""

@@ -9,6 +9,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from jvpnd.core.constants import REORDER_MS
 from jvpnd.core.rtt import RTO_MAX_MS
 
 MAX_PROBES = 1024  # remembered by one ProbeLog; beyond that the oldest go first
@@ -164,6 +165,42 @@ class ArrivalWindow:
             return 0
         # bit i of what is returned stands for number - 1 - i
         return self.mask >> ahead if ahead <= REPORT_BITS else 0
+
+
+@dataclass(slots=True)
+class _Look:
+    at_ms: float
+    records: int
+    missing: int
+    in_ms: float
+
+
+class RecordLog:
+    """The data plane's totals of one direction of one epoch, look by look.
+
+    What is missing below the highest counter may only be late, all the more when a path becomes
+    slower at once: so a look is counted REORDER_MS later, by what is missing then.
+    """
+
+    def __init__(self) -> None:
+        self._looks: deque[_Look] = deque()  # the first one is counted already
+
+    def look(
+        self, now_ms: float, records: int, missing: int, in_ms: float
+    ) -> Iterator[tuple[int, int, float]]:
+        """The totals now, and the time in which the newest records came; of each look that is old
+        enough (came, lost, in_ms). `lost` is below 0 when late ones turn up after all."""
+        looks = self._looks
+        if looks and records < looks[-1].records:
+            looks.clear()
+        for late in list(looks)[1:]:
+            late.missing = min(late.missing, missing)
+        if not looks or records > looks[-1].records:
+            looks.append(_Look(now_ms, records, missing, in_ms))
+        while len(looks) > 1 and now_ms - looks[1].at_ms >= REORDER_MS:
+            before = looks.popleft()
+            now = looks[0]
+            yield now.records - before.records, now.missing - before.missing, now.in_ms
 
 
 class DirectionLoss:

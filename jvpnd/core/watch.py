@@ -15,6 +15,7 @@ from jvpnd.core.constants import (
     ONE_WAY_DEAD,
     RTT_STEP_MS,
 )
+from jvpnd.core.loss import RecordLog
 from jvpnd.core.path import Path
 from jvpnd.core.policy import Policy
 
@@ -68,6 +69,8 @@ class BindingWatch:
     suspect_ms: float | None = None
     burst: list[float] = field(default_factory=list)
     traffic: Traffic = Traffic()
+    up: RecordLog = field(default_factory=RecordLog)
+    down: RecordLog = field(default_factory=RecordLog)
     why: str = ""
 
     def __post_init__(self) -> None:
