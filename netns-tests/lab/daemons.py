@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from jvpnd.control.client import ControlClient
 from lab.namespace import Namespace
 from lab.topology import OUTSIDE
 
@@ -57,6 +58,7 @@ class Daemon:
         key_file.write_text(private_key + "\n")
         key_file.chmod(0o600)
         self.config_file.write_text(config)
+        self.environment: dict[str, str] = {}  # more variables, for the next start
         self.process: subprocess.Popen[str] | None = None
 
     @property
@@ -87,7 +89,7 @@ class Daemon:
                 *("--runtime-dir", str(self.runtime)),
                 stdout=log.fileno(),
                 stderr=log.fileno(),
-                env={"NOTIFY_SOCKET": str(notify_file)},
+                env={"NOTIFY_SOCKET": str(notify_file), **self.environment},
             )
             deadline = time.monotonic() + timeout_s
             while time.monotonic() < deadline:
@@ -116,10 +118,13 @@ class Daemon:
         """jvpnctl on this daemon's socket."""
         return jvpnctl("--socket", str(self.socket_file), *arguments)
 
+    def ask(self, command: str) -> Any:
+        """What jvpnctl would be answered, without the time that its start takes."""
+        with ControlClient(self.socket_file) as control:
+            return control.ask(command)
+
     def status(self) -> dict[str, Any]:
-        done = self.ctl("--json", "status")
-        assert done.returncode == 0, done.stderr
-        answer: dict[str, Any] = json.loads(done.stdout)
+        answer: dict[str, Any] = self.ask("status")
         return answer
 
     def follow(self, timeout_s: float) -> Iterator[Event]:
@@ -160,14 +165,7 @@ class Daemon:
 
     def events(self) -> list[Event]:
         """All events so far."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stream:
-            stream.settimeout(10)
-            stream.connect(str(self.socket_file))
-            stream.sendall(b'{"command": "timeline", "args": {}}\n')
-            answer = b""
-            while not answer.endswith(b"\n"):
-                answer += stream.recv(1 << 20)
-        rows: list[Event] = json.loads(answer)["result"]
+        rows: list[Event] = self.ask("timeline")
         return rows
 
     def last_seq(self) -> int:
