@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 # python-pytun is compiled: hence gcc and the headers. The rest is for namespaces and traffic.
 PACKAGES := python3 python3-venv python3-dev gcc libc6-dev iproute2 iputils-ping nftables conntrack ethtool procps \
   iperf3 libfaketime
-STORIES := 0:450
+STORIES := 0:800
 SECONDS := 600
 BENCH_PACKAGES := wireguard-go wireguard-tools openvpn
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)

@@ -12,8 +12,8 @@ from .story import Fault, Story
 
 PACES = (1, 1, 1, 3, 10, 30)  # how much longer than the defaults everything takes
 DAY_MS = 86_400_000
-# Seldom enough that the client counts as idle most of the time, as it then costs far less.
-QUIET_LOADS = ("0 1 0", "0 1 0", "0 1 0", "0 1 30000", "20000 1 0", "45000 0 0", "15000 1 20000")
+# Up, answered, down; seldom enough that the client counts as idle most of the time.
+QUIET_LOADS = ((0, 1, 0), (0, 1, 0), (0, 1, 0), (0, 1, 30), (20, 1, 0), (45, 0, 0), (15, 1, 20))
 BUSY_LOADS = ("20 1 0", "50 1 0", "30 0 0", "0 1 40", "25 1 60")
 
 
@@ -38,7 +38,7 @@ class _Teller:
         gateway = dice.choices(
             [client, {**client, **self._bounds()}, self._health()], [3, 1, 1]
         )[0]
-        self._say("load", *dice.choice(QUIET_LOADS).split())
+        self._quiet()
         self._pass(dice.choice([0, 30, 2_000, 2_000, 10_000]))
         for _ in range(dice.randrange(3, 16)):
             dice.choices(EPISODES, WEIGHTS)[0](self)
@@ -234,7 +234,12 @@ class _Teller:
         if other is not None:
             self._faults_within(other)
         self._pass(self._dice.choice([100, 1_000, 5_000]))
-        self._say("load", *self._dice.choice(QUIET_LOADS).split())
+        self._quiet()
+
+    def _quiet(self) -> None:
+        up_s, answered, down_s = self._dice.choice(QUIET_LOADS)
+        every_ms = 1_000 * self._pace
+        self._say("load", str(up_s * every_ms), str(answered), str(down_s * every_ms))
 
     def _faults_within(self, episode: Callable[[_Teller], None]) -> None:
         """At most some seconds of it: busy time is dear."""
