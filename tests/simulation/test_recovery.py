@@ -325,6 +325,7 @@ def test_no_false_death_in_ten_minutes_of_loss_and_jitter(busy: bool) -> None:
     net = Net(seed=7, conditions=Conditions(delay_ms=10, jitter_ms=20, loss=0.03))
     before = net.attach()
     net.client.busy = busy
+    net.load.up_every_ms = 20
     net.run(600_000)
     assert net.session.id == before
     assert "TRANSPORT_DEAD" not in net.client_history.reasons()
