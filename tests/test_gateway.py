@@ -335,3 +335,97 @@ def test_an_operator_ends_a_session_and_its_late_requests_are_told_so() -> None:
     assert not bench.gateway.sessions
     assert refusal(bench.give(HOME, request), request, peer.session.id) == "SESSION_EXPIRED"
     assert not bench.gateway.terminate(bench.now_ms, peer.session.id)
+
+
+def told(bench: Bench) -> list[str]:
+    return [str(e.reason) for e in bench.events if e.event_type == "STATE_CHANGE"]
+
+
+def wait(bench: Bench, for_ms: float) -> None:
+    """Time passes, and nothing comes."""
+    for _ in range(int(for_ms // c.SCAN_MS) + 1):
+        bench.now_ms += c.SCAN_MS
+        bench.gateway.timer(bench.now_ms)
+        bench.settle()
+
+
+def test_a_gateway_ends_a_session_at_its_ttl_by_itself() -> None:
+    bench = Bench(Policy(session_ttl_ms=5_000, transport_loss_ttl_ms=5_000))
+    peer = bench.attach()
+    while bench.now_ms - peer.session.created_ms < 5_000 - c.SCAN_MS:
+        peer.heard_ms = bench.now_ms  # a client that is as well as can be
+        wait(bench, 0)
+        assert len(bench.gateway.sessions) == 1
+    wait(bench, c.SCAN_MS)
+    assert bench.gateway.sessions == {}
+    assert told(bench)[-1] == "TTL_SESSION_EXPIRED"
+
+
+def test_a_gateway_ends_what_it_has_not_heard_of_for_too_long() -> None:
+    policy = Policy(transport_loss_ttl_ms=7_000)
+    bench = Bench(policy)
+    bench.attach()
+    wait(bench, policy.volatile_to_degraded_ms + 6_000)
+    assert len(bench.gateway.sessions) == 1
+    wait(bench, policy.max_recovery_window_ms + 2_000)
+    assert bench.gateway.sessions == {}
+    assert told(bench)[1:3] == ["VOLATILITY_SIGNAL", "TRANSPORT_DEAD"]
+    assert told(bench)[-1] == "TTL_TRANSPORT_LOSS_EXPIRED"
+
+
+def test_a_move_that_the_table_refused_is_over_with_the_recovery_window() -> None:
+    policy = Policy(transport_loss_ttl_ms=20_000)
+    bench = Bench(policy)
+    peer = bench.attach()
+    bench.outcome = Stored.CONFLICT
+    bench.give(AWAY, bench.request(peer, 5, cause=Cause.SWITCH))
+    assert peer.session.state is State.RECOVERING
+    wait(bench, policy.max_recovery_window_ms)
+    assert told(bench)[-1] == "RECOVERY_BOUNDS_EXCEEDED"
+    wait(bench, policy.transport_loss_ttl_ms)
+    assert told(bench)[-1] == "TTL_TRANSPORT_LOSS_EXPIRED", "nobody has come back"
+
+
+def test_a_move_by_choice_within_the_cooldown_is_refused_by_the_gateway_too() -> None:
+    bench = Bench()
+    peer = bench.attach()
+    bench.give(AWAY, bench.request(peer, 5, cause=Cause.SWITCH))
+    soon = bench.request(peer, 6, cause=Cause.SWITCH)
+    assert refusal(bench.give(HOME, soon), soon, peer.session.id or b"") == "POLICY_DENY"
+    assert peer.origin == AWAY
+    bench.give(HOME, bench.request(peer, 7, cause=Cause.TRANSPORT_DEAD))
+    assert peer.origin == HOME, "a death does not wait"
+
+
+def test_offers_to_one_client_are_bounded() -> None:
+    bench = Bench()
+    for init in itertools.islice(bench.inits(bench.agent), 4 * c.MAX_PENDING_INITS):
+        bench.give(HOME, init)
+    assert len(bench.gateway._state.by_index) == c.MAX_PENDING_INITS
+    assert len(bench.gateway._state.reserved) == 2 * c.MAX_PENDING_INITS
+
+
+def test_sessions_that_ended_are_remembered_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(c, "MAX_TOMBSTONES", 3)
+    bench = Bench()
+    for _ in range(5):
+        bench.now_ms += 10_000
+        bench.agent = bench.client(CLIENT_SECRET)
+        peer = bench.attach()
+        assert peer.session.id is not None
+        bench.gateway.terminate(bench.now_ms, peer.session.id)
+        bench.settle()
+    assert len(bench.gateway._state.tombstones) == 3
+    assert peer.session.id in bench.gateway._state.tombstones
+
+
+def test_a_refused_attempt_cannot_be_used_again() -> None:
+    bench = Bench(Policy(max_switches_per_minute=1))
+    peer = bench.attach()
+    bench.give(AWAY, bench.request(peer, 5))
+    peer.confirmed = True
+    request = bench.request(peer, 6)
+    assert refusal(bench.give(HOME, request), request, peer.session.id or b"") == "RATE_LIMITED"
+    bench.now_ms += 60_000
+    assert bench.give(HOME, request) == []
+    assert (peer.origin, peer.session.attempt) == (AWAY, 6)
