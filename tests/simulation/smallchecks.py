@@ -38,8 +38,7 @@ def check(world: SmallWorld) -> list[Emit]:
     told = [*client.events, *gateway.events]
     _check_client(world)
     _check_gateway(world)
-    for side in (client, gateway):
-        side.events, side.bound = [], []
+    client.events, gateway.events = [], []
     return told
 
 

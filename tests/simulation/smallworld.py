@@ -117,14 +117,16 @@ class Side:
     def __init__(self, core: Any, nonces: Nonces) -> None:
         self.core, self.plane = core, Plane(nonces)  # type: ignore[arg-type]
         self.events: list[Emit] = []  # of this step
-        self.bound: list[BindSend] = []  # in this step
         self.paused = True  # the client's TUN
         self.retired: dict[int, int] = {}  # receiver index -> when a newer one was bound
         self.told: dict[bytes, tuple[str, int]] = {}  # state and version, by session
         self.switched_ms: dict[bytes, list[int]] = {}
         self.epochs: dict[bytes, int] = {}
+        self.opened_with: set[bytes] = set()
 
     def bind_receive(self, now_ms: int, effect: BindReceive) -> list[Any]:
+        assert effect.key not in self.opened_with, "a key is bound again, with an empty window"
+        self.opened_with.add(effect.key)
         for index, receiving in self.plane.receiving.items():
             if receiving.binding.session_id == effect.session_id:
                 self.retired.setdefault(index, now_ms)
@@ -216,7 +218,6 @@ class SmallWorld:
         elif isinstance(effect, Emit):
             side.events.append(effect)
         elif isinstance(effect, BindSend):
-            side.bound.append(effect)
             plane.bind_send(effect)
         elif isinstance(effect, BindReceive):
             for source, packet in side.bind_receive(self.now_ms, effect):
