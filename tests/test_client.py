@@ -246,6 +246,15 @@ def test_the_stricter_of_both_policies_holds() -> None:
     assert net.agent.policy.drain_ms == 100
 
 
+@pytest.mark.parametrize("own_ms", [0, 30_000])
+def test_of_two_cooldowns_the_longer_one_is_the_stricter(own_ms: int) -> None:
+    net = Net()
+    net.policy = Policy(switch_cooldown_ms=own_ms)
+    net.world.restart("client")
+    net.attach()
+    assert net.agent.policy.switch_cooldown_ms == max(own_ms, Policy().switch_cooldown_ms)
+
+
 def test_a_socket_error_is_a_suspicion_that_probes_settle() -> None:
     net = Net()
     net.attach()

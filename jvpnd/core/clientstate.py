@@ -130,4 +130,6 @@ def _within(own: Policy, bounds: PolicyBounds | None) -> Policy:
         name: max(min(getattr(own, name), getattr(bounds, name)), int(RANGES[name][1]))
         for name in names
     }
+    longer_ms = max(own.switch_cooldown_ms, bounds.switch_cooldown_ms)
+    tighter["switch_cooldown_ms"] = min(longer_ms, int(RANGES["switch_cooldown_ms"][2]))
     return replace(own, **tighter)
