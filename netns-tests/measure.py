@@ -1,7 +1,8 @@
 """How long traffic stops: a 200 Hz echo over 10 ms one-way wires, and a fault. `make measure`.
 
-For each fault the longest time between two answers, over several runs, each with a network and
-daemons of its own. `--soak` looks for false switches on lossy, jittery wires instead.
+For each fault the longest time between two answers and how many were lost, over several runs, each
+with a network and daemons of its own. `--soak` looks for false switches on lossy, jittery wires
+instead.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +29,49 @@ SETTLE_S = 3.0
 SOAK = Conditions(delay_ms=DELAY_MS, jitter_ms=20, loss=0.03)
 
 
-# What happens to the uplink that carries the session, and whether there is a second one.
-FAULTS: dict[str, tuple[Callable[[Uplink], None], bool]] = {
-    "link down": (lambda uplink: uplink.set_down(), True),
-    "address change": (lambda uplink: uplink.change_address(77), False),
-    "NAT rebinding": (lambda uplink: uplink.rebind(), True),
-    "blackhole": (lambda uplink: uplink.silence(), True),
+SILENT = Conditions(delay_ms=DELAY_MS, loss=1.0)
+SPIKE = Conditions(delay_ms=DELAY_MS, loss=0.3)
+WELL = Conditions(delay_ms=DELAY_MS)
+SPIKE_S = 3.0
+
+
+def _spike(uplink: Uplink, _: Pair) -> None:
+    uplink.wire.set_both(SPIKE)
+    time.sleep(SPIKE_S)
+    uplink.wire.set_both(WELL)
+
+
+def _switch(_: Uplink, pair: Pair) -> None:
+    done = pair.client.ctl("switch", "--best")
+    assert done.returncode == 0, done.stderr
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to the uplink that carries the session, and whether there is a second one."""
+
+    strike: Callable[[Uplink, Pair], None]
+    second_uplink: bool = True
+    watch_s: float = 1.0  # so long is counted from the fault on, at least
+
+
+FAULTS = {
+    "link down": Fault(lambda uplink, _: uplink.set_down()),
+    "address change": Fault(lambda uplink, _: uplink.change_address(77), second_uplink=False),
+    "NAT rebinding": Fault(lambda uplink, _: uplink.rebind()),
+    "blackhole": Fault(lambda uplink, _: uplink.silence()),
+    "blackhole, up only": Fault(lambda uplink, _: uplink.wire.set(a_to_b=SILENT)),
+    "blackhole, down only": Fault(lambda uplink, _: uplink.wire.set(b_to_a=SILENT)),
+    "planned switch": Fault(_switch),
+    "30 % loss for 3 s": Fault(_spike, watch_s=10.0),
 }
 
 
-def one_run(fault: Callable[[Uplink], None], second_uplink: bool) -> dict[str, Any]:
+def one_run(fault: Fault) -> dict[str, Any]:
     """One fault in a network of its own; what the echo saw of it."""
     with ExitStack() as stack:
-        lab = stack.enter_context(Lab(Conditions(delay_ms=DELAY_MS)))
-        if not second_uplink:
+        lab = stack.enter_context(Lab(WELL))
+        if not fault.second_uplink:
             lab.b.set_down()
         for uplink in (lab.a, lab.b):
             uplink.translate()
@@ -53,11 +84,16 @@ def one_run(fault: Callable[[Uplink], None], second_uplink: bool) -> dict[str, A
         time.sleep(SETTLE_S)  # what is measured begins with steady traffic
         session, seq = pair.client.status()["session"], pair.client.last_seq()
         echo.report()
-        fault(lab.uplink(session["binding"]["uplink"]))
+        began_s = time.monotonic()
+        fault.strike(lab.uplink(session["binding"]["uplink"]), pair)
         pair.client.wait_state("ATTACHED", after=seq)
+        time.sleep(max(0.0, fault.watch_s - (time.monotonic() - began_s)))
         reports = echo.wait_until("received", above=RATE_HZ)
+        sent, received = (sum(r[what] for r in reports) for what in ("sent", "received"))
         return {
             "gap_ms": max(report["longest_gap_ms"] for report in reports),
+            "sent": sent,
+            "lost": sent - received,
             "recovery_ms": _recovery_ms(pair.client, seq),
             "survived": pair.client.status()["session"]["id"] == session["id"],
         }
@@ -75,15 +111,19 @@ def gaps(runs: int) -> dict[str, Any]:
     """Every fault in turn, `runs` times over."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in FAULTS}
     for run in range(runs):
-        for name, (fault, second) in FAULTS.items():
-            result = one_run(fault, second)
+        for name, fault in FAULTS.items():
+            result = one_run(fault)
             found[name].append(result)
-            print(f"run {run + 1}/{runs}  {name:<15} {result['gap_ms']:7.1f} ms", flush=True)
+            told = f"{result['gap_ms']:7.1f} ms, {result['lost']} of {result['sent']} lost"
+            print(f"run {run + 1}/{runs}  {name:<20} {told}", flush=True)
     return {
         name: {
             "median_ms": statistics.median(r["gap_ms"] for r in results),
             "min_ms": min(r["gap_ms"] for r in results),
             "max_ms": max(r["gap_ms"] for r in results),
+            "lost": statistics.median(r["lost"] for r in results),
+            "most_lost": max(r["lost"] for r in results),
+            "sent": statistics.median(r["sent"] for r in results),
             "survived": all(r["survived"] for r in results),
             "runs": results,
         }
@@ -92,12 +132,16 @@ def gaps(runs: int) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    lines = ["| fault | median | least | most | session kept |", "|---|---|---|---|---|"]
+    lines = [
+        "| fault | median | least | most | lost (most) | session kept |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, row in results.items():
         kept = "yes" if row["survived"] else "NO"
         lines.append(
             f"| {name} | {row['median_ms']:.0f} ms | {row['min_ms']:.0f} ms "
-            f"| {row['max_ms']:.0f} ms | {kept} |"
+            f"| {row['max_ms']:.0f} ms | {row['lost']:.0f} ({row['most_lost']}) of "
+            f"{row['sent']:.0f} | {kept} |"
         )
     return "\n".join(lines)
 

@@ -62,6 +62,7 @@ def _mends(path: Path, wrong: dict[str, float], policy: Policy, now_ms: float) -
     has = {
         "loss_up": loss,
         "loss_down": loss,
+        "loss_either": loss,
         "rtt_ms": path.rtt.srtt_ms or 0.0,
         "jitter_ms": path.jitter.jitter_ms,
     }

@@ -33,8 +33,8 @@ LATE_SHELL_MS = 20  # a timer later than this tells of a stalled host, not of a 
 # Quality
 LOOK_SAMPLE_MS = 5  # losses of so short a time count as one
 REORDER_MS = 30  # what is missing for so long is lost; before it may be late
-DOUBT_PROBES = 12  # to each candidate, while the bound path is half way below a floor
-DOUBT_GAP_MS = 10
+DOUBT_PROBES = 12  # to each candidate, while the bound path is on its way below the floor
+DOUBT_GAP_MS = 10  # between two pairs of them
 EVIDENCE_MS = 1_000  # probes of this time tell whether a path is worth a move by choice:
 MIN_EVIDENCE = 7  # so many answered, and for each that was not
 MORE_EVIDENCE = 2  # so many more

@@ -141,7 +141,8 @@ class Health:
             for path in self._state.others():
                 if path.probed_ms is None or now_ms - path.probed_ms >= c.DOUBT_GAP_MS:
                     self._state.probe(now_ms, path)
-            self._doubt_probes += 1
+                    self._state.probe(now_ms, path)
+            self._doubt_probes += 2
 
     # --- judgement ---
 

@@ -16,6 +16,7 @@ MAX_PROBES = 1024  # remembered by one ProbeLog; beyond that the oldest go first
 REPORT_BITS = 32  # probes that one report tells of, besides the newest
 SLOTS = 20  # a window is counted in so many parts
 EXCESS_LIMIT = 6.0  # losses above the reference that are no chance any more (Page 1954)
+EXCESS_DOUBT = 2.0
 EXCESS_REFERENCE = 0.7  # of the floor: between a path that is well and one below the floor
 
 
@@ -249,8 +250,8 @@ class DirectionLoss:
 
     @property
     def is_doubtful(self) -> bool:
-        """Half way to a violation: time to look at the other paths."""
-        return self.excess >= EXCESS_LIMIT / 2
+        """On the way to a violation: time to look at the other paths."""
+        return self.excess >= EXCESS_DOUBT
 
     def rate(self, now_ms: float) -> float | None:
         """Lost / all over the window, 0 to 1; None while nothing can be said."""

@@ -44,6 +44,7 @@ class Path:
         """Count loss over this time; what was counted over another is forgotten."""
         self.probes = ProbeLog(window_ms)
         self.up, self.down = DirectionLoss(window_ms), DirectionLoss(window_ms)
+        self._either = DirectionLoss(window_ms)  # trouble of both ways shows here in half the time
 
     @property
     def id(self) -> str:
@@ -85,22 +86,23 @@ class Path:
         queue drops many), so many records in a short time count as few."""
         seen = came + max(lost, 0)
         weight = min(1.0, (1 + in_ms / LOOK_SAMPLE_MS) / seen) if seen else 0.0
-        way.count(now_ms, came * weight, lost * weight, floor)
+        for sums in (way, self._either):
+            sums.count(now_ms, came * weight, lost * weight, floor)
 
     def settle(self, now_ms: float, policy: Policy) -> None:
         """Count the probes whose fate has become known."""
         # A path that became slower is not one that loses.
         for is_up, lost in self.probes.fates(now_ms, self.rtt.rto_ms + RTT_STEP_MS):
-            way = self.up if is_up else self.down
-            way.count(now_ms, not lost, lost, policy.loss_floor)
-        for way in (self.up, self.down):
-            way.forgive_after(now_ms, policy.stability_window_ms)
+            for sums in (self.up if is_up else self.down, self._either):
+                sums.count(now_ms, not lost, lost, policy.loss_floor)
+        for sums in (self.up, self.down, self._either):
+            sums.forgive_after(now_ms, policy.stability_window_ms)
 
     def renewed(self) -> None:
         """A binding begins on it: it is judged by what comes now."""
         self.probes.forget()
-        self.up.forgive()
-        self.down.forgive()
+        for sums in (self.up, self.down, self._either):
+            sums.forgive()
 
     def troubled(self, now_ms: float) -> None:
         """It is not to be trusted before it has been steady for a while again."""
@@ -123,14 +125,15 @@ class Path:
         return self.probes.overdue(now_ms, self.rtt.rto_ms, self.added_ms)[0] > 0
 
     def is_doubtful(self) -> bool:
-        """Half way below the loss floor: time to look at the others."""
-        return self.up.is_doubtful or self.down.is_doubtful
+        """On the way below the loss floor: time to look at the others."""
+        return any(sums.is_doubtful for sums in (self.up, self.down, self._either))
 
     def violations(self, policy: Policy) -> dict[str, float]:
         """What is worse than a floor of the policy allows, and how bad it is."""
         found: dict[str, float] = {}
-        for way, name in ((self.up, "loss_up"), (self.down, "loss_down")):
-            lost = way.violation(policy.loss_floor)
+        ways = {"loss_up": self.up, "loss_down": self.down, "loss_either": self._either}
+        for name, sums in ways.items():
+            lost = sums.violation(policy.loss_floor)
             if lost is not None:
                 found[name] = round(lost, 3)
         srtt_ms, jitter_ms = self.rtt.srtt_ms or 0.0, self.jitter.jitter_ms

@@ -89,7 +89,7 @@ def test_a_path_that_loses_is_left_for_a_clean_one(
     assert story.told() == [BELOW, MOVED, BACK]
     assert story.net.bound == good
     assert story.why()["why"] == "quality"
-    ways = {key for key in story.why() if key.startswith("loss_")}
+    ways = {key for key in story.why() if key in ("loss_up", "loss_down")}
     assert ways <= {f"loss_{way}" for way, c in (("up", up), ("down", down)) if c is LOSSY}
     assert story.lost() < 0.02 * 2_000  # of ten seconds at 200 Hz
 
