@@ -41,7 +41,7 @@ from jvpnd.core.wire import PacketType
 from jvpnd.recording.recorder import RecordedAgent, RecordedEntropy, RecordedHandshake
 from jvpnd.recording.tape import Tape
 
-from .invariants import History
+from .invariants import LATE_MS, History
 from .plane import Ledger, Plane
 from .world import Packet, Peer, Whereabouts
 
@@ -338,6 +338,7 @@ class GatewayEnd(_End):
         self.table = table
         self._answers: list[tuple[int, int, Stored]] = []  # at, token, outcome
         self._next_push_ms = 0
+        self._slow_until_ms = -1
 
     def start(self, now_ms: int) -> None:
         self.now_ms = self._next_push_ms = now_ms
@@ -360,7 +361,7 @@ class GatewayEnd(_End):
             self._next_push_ms = now_ms + self.load.down_every_ms
             self.push(now_ms)
         self.core.timer(now_ms)
-        self.history.check_bounds(self.gateway, now_ms)
+        self.history.check_bounds(self.gateway, now_ms, now_ms > self._slow_until_ms)
 
     def push(self, now_ms: int) -> None:
         """Send something to every client without being asked."""
@@ -386,6 +387,7 @@ class GatewayEnd(_End):
             return
         outcome, late_ms = self.table.swap(effect), self.table.late_ms()
         if late_ms:
+            self._slow_until_ms = self.now_ms + late_ms + LATE_MS
             self._answers.append((self.now_ms + late_ms, effect.token, outcome))
         else:
             self.gateway.store_result(self.now_ms, effect.token, outcome)
