@@ -127,7 +127,7 @@ def sessions(side: Side) -> list[Session]:
 def _check_session(
     world: SmallWorld, side: Side, session: Session, undecided: bool = False
 ) -> None:
-    policy = world.policy
+    policy = world.policy if side is world.client else world.gateway_policy
     if session.id is not None:
         told = side.told.get(session.id)
         assert told == (session.state, session.state_version), f"{session}, but told {told}"
@@ -173,7 +173,7 @@ def _check_gateway(world: SmallWorld) -> None:
         assert sending.index == peer.keys.peer_index, "sends under an old epoch"
         assert len(peer.draining) <= 4, "old epochs pile up"
         switches = session.switches_in_last_minute(world.now_ms)
-        assert switches <= world.policy.max_switches_per_minute, "too many switches"
+        assert switches <= world.gateway_policy.max_switches_per_minute, "too many switches"
         lost = session.state == "DEGRADED" and session.lost_since_ms is None
         assert not lost, "DEGRADED, and no TTL runs"
         mine = [s for s in sessions(world.client) if s.id == session_id]

@@ -2,23 +2,14 @@
 
 Two real cores, two paths, a model data plane each. Handshake and reattach packets, and the answers
 of a slow session table, are *held* until an action lets one arrive, be lost, be doubled or be
-overtaken. CONTROL and DATA take 10 ms over a path that is not cut. A world can be frozen and thawed
-as often as there are things that may happen next.
+overtaken (smallactions.py). CONTROL and DATA take 10 ms over a path that is not cut.
 """
 
 from __future__ import annotations
 
-import io
-import marshal
-import pickle
-import sys
-import types
-from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
-
-from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 
 from jvpnd.core.channel import ControlChannel
 from jvpnd.core.client import ClientAgent
@@ -143,9 +134,10 @@ class SmallWorld:
 
     now: SmallWorld  # the one that runs, for `watch_control`
 
-    def __init__(self, policy: Policy = POLICY) -> None:
+    def __init__(self, policy: Policy = POLICY, gateway_policy: Policy | None = None) -> None:
         self.now_ms = 0
         self.policy = policy
+        self.gateway_policy = gateway_policy or policy
         self.nonces = Nonces()
         self.timestamp = 0  # the client's disk
         self.table = "quick"
@@ -171,7 +163,7 @@ class SmallWorld:
         self.boots += 1
         entry = ClientEntry("laptop", public_key(CLIENT_SECRET), ("10.77.0.2/24",))
         entropy = SeededEntropy(Draws(f"gateway {self.boots}"))  # type: ignore[arg-type]
-        core = Gateway("gw", GATEWAY_SECRET, [entry], self.policy, entropy, has_aes=True)
+        core = Gateway("gw", GATEWAY_SECRET, [entry], self.gateway_policy, entropy, has_aes=True)
         self.gateway = Side(core, self.nonces)
         self.versions.clear()
         self.held = [held for held in self.held if held.swap is None]
@@ -404,19 +396,6 @@ class SmallWorld:
         same = mine.epoch == peer.session.epoch
         return same and mine.state == peer.session.state == "ATTACHED"
 
-    # --- freezing ---
-
-    def freeze(self) -> bytes:
-        file = io.BytesIO()
-        _Freezer(file, pickle.HIGHEST_PROTOCOL).dump(self)
-        return file.getvalue()
-
-
-def thaw(frozen: bytes) -> SmallWorld:
-    world: SmallWorld = pickle.loads(frozen)
-    SmallWorld.now = world
-    return world
-
 
 def watch_control(monkeypatch: Any) -> None:
     """Account for the nonces of CONTROL packets, which the core seals itself."""
@@ -427,161 +406,3 @@ def watch_control(monkeypatch: Any) -> None:
         return seal(channel, body)
 
     monkeypatch.setattr(ControlChannel, "seal", noted)
-
-
-_SHARED: dict[int, object] = {}  # by id(), and kept so that no id is used twice
-
-
-class _Freezer(pickle.Pickler):
-    """What cannot change is shared by all worlds; what waits for the table's answer (a closure) is
-    copied with all that it refers to."""
-
-    def reducer_override(self, thing: object) -> Any:
-        params = getattr(thing, "__dataclass_params__", None)
-        if isinstance(thing, MLKEM768PrivateKey) or (
-            params is not None and params.frozen and not isinstance(thing, type)
-        ):
-            _SHARED[id(thing)] = thing
-            return _shared, (id(thing),)
-        if isinstance(thing, types.FunctionType) and thing.__closure__:
-            code = marshal.dumps(thing.__code__)
-            cells = [cell.cell_contents for cell in thing.__closure__]
-            return _new_closure, (code, thing.__module__, len(cells)), cells, None, None, _fill
-        return NotImplemented
-
-
-def _shared(number: int) -> object:
-    return _SHARED[number]
-
-
-def _new_closure(code: bytes, module: str, cells: int) -> types.FunctionType:
-    empty = tuple(types.CellType() for _ in range(cells))
-    return types.FunctionType(marshal.loads(code), vars(sys.modules[module]), closure=empty)
-
-
-def _fill(closure: types.FunctionType, contents: list[object]) -> None:
-    for cell, content in zip(closure.__closure__ or (), contents, strict=True):
-        cell.cell_contents = content
-
-
-# --- what may happen ---
-
-Action = Callable[[SmallWorld], bool]  # False where there is nothing to do it to
-
-
-def _deliver(world: SmallWorld) -> bool:
-    return bool(world.held) and (world.arrive(world.held.pop(0)) or True)
-
-
-def _lose(world: SmallWorld) -> bool:
-    return bool(world.held) and (world.lose(world.held.pop(0)) or True)
-
-
-def _double(world: SmallWorld) -> bool:
-    if not world.held or world.held[0].swap or len(world.held) == HELD_MAX:
-        return False
-    world.held.append(world.held[0])
-    return _deliver(world)
-
-
-def _overtake(world: SmallWorld) -> bool:
-    if len(world.held) < 2:
-        return False
-    world.held.append(world.held.pop(0))
-    return True
-
-
-def _tick(world: SmallWorld) -> bool:
-    world.talk()
-    world.run(100)
-    return True
-
-
-def _wait(world: SmallWorld) -> bool:
-    world.run(1_000)
-    return True
-
-
-def _toggle_cut(name: str) -> Action:
-    def toggle(world: SmallWorld) -> bool:
-        world.cut ^= {name}
-        return True
-
-    return toggle
-
-
-def _toggle_link(name: str) -> Action:
-    def toggle(world: SmallWorld) -> bool:
-        (world.link_down if name in world.up else world.link_up)(name)
-        return True
-
-    return toggle
-
-
-def _rebind(world: SmallWorld) -> bool:
-    bound = world.agent.bound
-    if bound is None:
-        return False
-    host, port = world.remotes[bound.id]
-    world.remotes[bound.id] = host, port + 1
-    return True
-
-
-def _switch(world: SmallWorld) -> bool:
-    refusal = world.agent.switch(world.now_ms, None)
-    world.drain(world.client)
-    return refusal is None
-
-
-def _terminate(world: SmallWorld) -> bool:
-    refusal = world.agent.terminate(world.now_ms)
-    world.drain(world.client)
-    return refusal is None
-
-
-def _gateway_terminates(world: SmallWorld) -> bool:
-    for session_id in list(world.gate.sessions):
-        world.gate.terminate(world.now_ms, session_id)
-        world.drain(world.gateway)
-        return True
-    return False
-
-
-def _restart_gateway(world: SmallWorld) -> bool:
-    world.boot_gateway()
-    return True
-
-
-def _restart_client(world: SmallWorld) -> bool:
-    world.boot_client()
-    return True
-
-
-def _toggle_table(mode: str) -> Action:
-    def toggle(world: SmallWorld) -> bool:
-        world.table = mode if world.table == "quick" else "quick"
-        return True
-
-    return toggle
-
-
-ACTIONS: dict[str, Action] = {
-    "deliver": _deliver,
-    "lose": _lose,
-    "double": _double,
-    "overtake": _overtake,
-    "tick": _tick,
-    "wait": _wait,
-    "cut a": _toggle_cut("a"),
-    "cut b": _toggle_cut("b"),
-    "link a": _toggle_link("a"),
-    "link b": _toggle_link("b"),
-    "rebind": _rebind,
-    "switch": _switch,
-    "terminate": _terminate,
-    "gateway terminates": _gateway_terminates,
-    "gateway restarts": _restart_gateway,
-    "client restarts": _restart_client,
-    "table slow": _toggle_table("slow"),
-    "table conflict": _toggle_table("conflict"),
-}
