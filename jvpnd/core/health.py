@@ -126,10 +126,11 @@ class Health:
             self._burst(now_ms, bound)
 
     def _burst(self, now_ms: float, bound: Path) -> None:
-        """Ask the suspect path, and in the first rounds all candidates."""
-        state = self._state
-        first = len(state.watch.burst) < c.BURST_DEAD
-        for path in state.candidates() if first else [bound]:
+        """Ask the suspect path, and all candidates: in the first rounds for a witness, and now and
+        then later, when it is known which probes are late, for the way in which they were lost."""
+        state, number = self._state, len(self._state.watch.burst)
+        ask_all = number < c.BURST_DEAD or number % c.BURST_DEAD == 0
+        for path in state.candidates() if ask_all else [bound]:
             state.probe(now_ms, path)
         state.watch.burst.append(now_ms)
 
@@ -154,7 +155,9 @@ class Health:
             return
         verdict = state.watch.assess(now_ms, bound, state.others(), state.policy)
         if verdict is Verdict.DEAD:
-            way = bound.probes.silent_way(state.watch.suspect_ms or now_ms)
+            # The probes that made it suspect tell of the way too: later ones may be too young.
+            _, since_ms = bound.probes.overdue(now_ms, bound.rtt.rto_ms, state.watch.began_ms)
+            way = bound.probes.silent_way(min(state.watch.suspect_ms or now_ms, since_ms))
             self.lose(now_ms, bound, state.watch.why, way)
             return
         due_ms = state.watch.burst_due_ms(state.policy)

@@ -216,6 +216,21 @@ def test_a_one_way_hole_is_found_as_quickly_and_its_direction_is_told(way: str) 
     assert story.net.client.longest_gap_ms(story.began_ms) <= 250
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_the_direction_is_told_where_round_trips_vary_too(way: str, seed: int) -> None:
+    """The RTO is long then, and the probes of the burst are young when the path is called dead."""
+    story = Story(seed=seed)
+    hole = story.net.bound
+    story.spoil(hole, up=replace(WELL, jitter_ms=80))
+    story.net.run(4_000)
+    story.heal(hole)
+    setattr(story.net.world.paths[hole], way, BLACKHOLE)
+    story.net.run(3_000)
+    assert story.told() == [DIED, BACK]
+    assert story.why()["way"] == way
+
+
 def test_a_hole_upwards_is_found_while_data_keeps_coming_down() -> None:
     """A download: what comes down tells nothing of the way up."""
     story = Story()
