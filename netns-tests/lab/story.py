@@ -25,7 +25,8 @@ DENIED = "RECOVERING -> DEGRADED TRANSPORT_SWITCH_DENIED"
 KEPT = "RECOVERING -> VOLATILE TRANSPORT_SWITCH_DENIED"
 RETRIED = "DEGRADED -> RECOVERING RECOVERY_RETRY"
 
-FULL = "max_switches_per_minute = 600\n"  # tests switch more often than a user would
+# Tests switch more often than a user would.
+FULL = "max_switches_per_minute = 600\nswitch_cooldown_ms = 0\n"
 
 
 @dataclass(frozen=True)
