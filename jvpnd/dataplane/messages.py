@@ -7,19 +7,17 @@ to hurt control with them.
 
 from __future__ import annotations
 
-import array
 import json
 import socket
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final
 
+from jvpnd.child import receive_message
 from jvpnd.core.wire import MAX_CONTROL_LEN
 
 MAX_COMMAND: Final = 65536
-MAX_FDS: Final = 2
 
 Remote = tuple[str, int]
 """Numeric host (IPv6 link-local with "%scope"), port; ("", 0) where a socket has no address."""
@@ -38,17 +36,11 @@ def receive_command(channel: socket.socket) -> tuple[str, dict[str, Any], list[i
 
     Raises BlockingIOError if there is none now.
     """
-    data, fds, _flags, _address = socket.recv_fds(channel, MAX_COMMAND, MAX_FDS)
+    data, fds = receive_message(channel, MAX_COMMAND)
     if not data:
         return None
     name, arguments = json.loads(data)
     return name, arguments, fds
-
-
-def send_command(channel: socket.socket, data: bytes, fds: Sequence[int]) -> None:
-    """Send an encoded command without blocking; BlockingIOError if the channel is full."""
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    channel.sendmsg([data], rights, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
 
 class ReportKind(IntEnum):

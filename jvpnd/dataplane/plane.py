@@ -10,6 +10,7 @@ from functools import partial
 from hashlib import blake2b
 from typing import Any, Final, Protocol
 
+from jvpnd.child import close_all
 from jvpnd.core.offloads import Offloads
 from jvpnd.core.wire import KEY_LEN, MAX_LANES, Suite
 from jvpnd.dataplane.counters import (
@@ -147,7 +148,7 @@ class DataPlane:
         if gone is not None:
             for role in ROLES:
                 self._tell(role, "remove_socket", socket_id=socket_id)
-            _close_all(gone.fds)
+            close_all(gone.fds)
 
     def bind_receive(
         self,
@@ -250,9 +251,9 @@ class DataPlane:
             return
         self._closed = True
         await asyncio.gather(*(worker.stop() for worker in self._workers.values()))
-        _close_all([*self._tun_fds, self._counters_fd])
+        close_all([*self._tun_fds, self._counters_fd])
         for sockets in self._sockets.values():
-            _close_all(sockets.fds)
+            close_all(sockets.fds)
         self._sockets.clear()
         for counters in self._counters:
             counters.close()
@@ -334,11 +335,6 @@ class DataPlane:
         if socket_id not in self._sockets:
             raise ValueError(f"socket {socket_id}: not added, or removed again")
         return socket_id
-
-
-def _close_all(fds: Sequence[int]) -> None:
-    for fd in fds:
-        os.close(fd)
 
 
 def _checked_slot(slot: int) -> int:

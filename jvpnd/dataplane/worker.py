@@ -17,8 +17,8 @@ from jvpnd.core.offloads import Offloads
 from jvpnd.dataplane.counters import Counters, Drop
 from jvpnd.dataplane.downlink import Downlink
 from jvpnd.dataplane.messages import Report, ReportKind, encode_report, receive_command
-from jvpnd.dataplane.privileges import die_with_parent, drop_all
 from jvpnd.dataplane.uplink import Uplink
+from jvpnd.privileges import die_with_parent, drop_all
 
 
 class Channel:

@@ -1,0 +1,164 @@
+"""Control's hold on a helper process: start it, talk to it, notice its end. Never blocks.
+
+Child and control talk over a SOCK_SEQPACKET pair, one message a packet, descriptors beside it.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import jvpnd
+
+MAX_QUEUED: Final = 4096
+MAX_FDS: Final = 2  # beside one message
+MESSAGES_A_TURN: Final = 64
+STOP_TIMEOUT_S: Final = 2.0
+
+_PACKAGE_ROOT: Final = str(Path(jvpnd.__file__).resolve().parent.parent)
+
+
+def send_message(channel: socket.socket, data: bytes, fds: Sequence[int] = ()) -> None:
+    """Send without blocking; BlockingIOError if the channel is full."""
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    channel.sendmsg([data], rights, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+
+def receive_message(channel: socket.socket, most: int) -> tuple[bytes, list[int]]:
+    """The next message, cut at `most` bytes, and its descriptors; (b"", []) at the end."""
+    data, fds, _flags, _address = socket.recv_fds(channel, most, MAX_FDS)
+    return data, fds
+
+
+class ChildProcess:
+    """A running `python -m MODULE ARGUMENTS... DESCRIPTORS... PARENT_PID`, the channel being the
+    first descriptor.
+
+    `on_message` gets what the child sends, and owns the descriptors beside it. `on_exit` is called
+    once if the child ends without having been stopped.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        arguments: Sequence[str],
+        fds: Sequence[int],
+        max_message: int,
+        on_message: Callable[[bytes, list[int]], None],
+        on_exit: Callable[[], None],
+    ) -> None:
+        """`fds`: inherited, and named to the child behind the channel. `max_message`: what is
+        longer comes with one byte more than that."""
+        self._loop = asyncio.get_running_loop()
+        self._max_message = max_message
+        self._on_message = on_message
+        self._on_exit = on_exit
+        self._queue: deque[tuple[bytes, list[int]]] = deque()
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = _spawn(module, arguments, (theirs.fileno(), *fds))
+        self._channel.setblocking(False)
+        self._loop.add_reader(self._channel, self._read)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
+        """Send a message, or queue it while the channel is full; the descriptors are duplicated.
+
+        A child that leaves MAX_QUEUED messages lying is stuck, and is ended. Messages to one
+        that has ended are lost; `on_exit` tells.
+        """
+        if not self._queue and self._try_send(data, fds):
+            return
+        if len(self._queue) >= MAX_QUEUED:
+            self._process.kill()
+            return
+        if not self._queue:
+            self._loop.add_writer(self._channel, self._write_queued)
+        self._queue.append((data, [os.dup(fd) for fd in fds]))
+
+    async def stop(self) -> None:
+        """End the child and wait for it."""
+        self._close_channel()
+        try:
+            await asyncio.to_thread(self._process.wait, STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            await asyncio.to_thread(self._process.wait)
+
+    def _try_send(self, data: bytes, fds: Sequence[int]) -> bool:
+        try:
+            send_message(self._channel, data, fds)
+        except BlockingIOError:
+            return False
+        except (BrokenPipeError, ConnectionResetError):
+            return True
+        return True
+
+    def _write_queued(self) -> None:
+        while self._queue:
+            data, fds = self._queue[0]
+            if not self._try_send(data, fds):
+                return
+            self._queue.popleft()
+            close_all(fds)
+        self._loop.remove_writer(self._channel)
+
+    def _read(self) -> None:
+        for _ in range(MESSAGES_A_TURN):
+            try:
+                data, fds = receive_message(self._channel, self._max_message + 1)
+            except BlockingIOError:
+                return
+            except ConnectionResetError:
+                data, fds = b"", []
+            if not data:
+                self._ended()
+                return
+            self._on_message(data, fds)
+            if self._channel.fileno() < 0:  # stopped by what the message led to
+                return
+
+    def _ended(self) -> None:
+        self._close_channel()
+        self._process.kill()  # it closed its channel: it is ending, or out of its mind
+        self._process.wait()
+        self._on_exit()
+
+    def _close_channel(self) -> None:
+        if self._channel.fileno() >= 0:
+            self._loop.remove_reader(self._channel)
+            self._loop.remove_writer(self._channel)
+            self._channel.close()
+        for _data, fds in self._queue:
+            close_all(fds)
+        self._queue.clear()
+
+
+def close_all(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _spawn(
+    module: str, arguments: Sequence[str], fds: Sequence[int]
+) -> subprocess.Popen[bytes]:
+    """Start a child that finds this very package, and nothing in the working directory."""
+    numbers = [str(number) for number in (*fds, os.getpid())]
+    paths = [_PACKAGE_ROOT, os.environ.get("PYTHONPATH", "")]
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", module, *arguments, *numbers],
+        stdin=subprocess.DEVNULL,
+        pass_fds=tuple(fds),
+        env={"PYTHONPATH": os.pathsep.join(filter(None, paths))},  # no secret, no NOTIFY_SOCKET
+    )
