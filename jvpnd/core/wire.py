@@ -65,6 +65,9 @@ MAX_SUPER_SLICES = 128  # of a super-packet that is sent whole
 
 MAX_CONTROL_LEN = 2048  # nothing but DATA is longer
 
+# On a byte stream each packet stands behind its length in bytes.
+STREAM_LENGTH = struct.Struct("<I")
+
 
 def datagram_len(mtu: int) -> int:
     """Bytes of a datagram that holds one packet of `mtu` bytes."""

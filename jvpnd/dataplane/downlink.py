@@ -36,6 +36,7 @@ from jvpnd.dataplane.messages import Remote, Report, ReportKind, remote_of
 from jvpnd.dataplane.networks import PrefixTable
 from jvpnd.dataplane.seal import MAX_RECORD, OVERHEAD, Opener
 from jvpnd.dataplane.span import Assembly
+from jvpnd.dataplane.stream import MAX_PACKET, READ_BYTES, StreamError, StreamReader
 
 MAX_RECEIVES: Final = 16  # batches a socket and turn, so that no socket starves the others
 WAITED_NS: Final = 10_000  # no work for so long: one batch has come, do not look for a second
@@ -69,7 +70,8 @@ class _Inlet:
     socket_id: int
     socket: socket.socket
     datagrams: bool  # empty reads are datagrams, not the end of a stream
-    peer: Remote | None  # nobody else is heard
+    peer: Remote | None = None  # nobody else is heard
+    reader: StreamReader | None = None  # where it is a byte stream
     next_error_ms: int = 0
 
 
@@ -97,6 +99,7 @@ class Downlink:
         self._bindings: dict[int, _Binding] = {}  # by receiver index
         self._early = EarlyData(self._drops)
         self._batch = memoryview(bytearray(MAX_BATCH))
+        self._stream = memoryview(bytearray(0))  # made for the first stream
         self._plain = bytearray(3 * MAX_BATCH)
         self._plain_view = memoryview(self._plain)
         self._plain_at = 0
@@ -112,6 +115,7 @@ class Downlink:
         )
         self.commands: dict[str, Callable[..., None]] = {
             "add_socket": self.add_socket,
+            "add_stream": self.add_stream,
             "remove_socket": self.remove_socket,
             "bind_receive": self.bind_receive,
             "release_receive": self.release_receive,
@@ -125,9 +129,22 @@ class Downlink:
         datagrams = inlet.type == socket.SOCK_DGRAM
         if datagrams and inlet.family != socket.AF_UNIX and self._offloads.udp_gro:
             inlet.setsockopt(socket.SOL_UDP, _UDP_GRO, 1)
-        added = _Inlet(socket_id, inlet, datagrams, None if peer is None else (peer[0], peer[1]))
-        self._inlets[socket_id] = self._by_fd[inlet.fileno()] = added
-        self._epoll.register(inlet, select.EPOLLIN)
+        self._add(_Inlet(socket_id, inlet, datagrams, peer and (peer[0], peer[1])))
+
+    def add_stream(self, fds: list[int], socket_id: int) -> None:
+        self.remove_socket(socket_id)
+        if not self._stream:
+            self._stream = memoryview(bytearray(MAX_PACKET + READ_BYTES))
+        stream = socket.socket(fileno=fds.pop())
+        reader = StreamReader(stream, self._is_awaited)
+        self._add(_Inlet(socket_id, stream, datagrams=False, reader=reader))
+
+    def _add(self, inlet: _Inlet) -> None:
+        self._inlets[inlet.socket_id] = self._by_fd[inlet.socket.fileno()] = inlet
+        self._epoll.register(inlet.socket, select.EPOLLIN)
+
+    def _is_awaited(self, index: int) -> bool:
+        return index in self._bindings or self._early.expects(index)
 
     def remove_socket(self, socket_id: int) -> None:
         gone = self._inlets.pop(socket_id, None)
@@ -143,13 +160,16 @@ class Downlink:
         networks: list[str],
         socket_id: int,
         remote: Remote | None,
+        all_lanes: bool = False,
     ) -> None:
+        """`all_lanes`: nobody but this worker reads that transport."""
         secret = bytes.fromhex(key)
         before = self._bindings.get(index)
         if before is not None and before.key == secret:
             opener = before.opener  # its replay window goes on
         else:
-            opener = Opener(Suite(suite), secret, index, self._assembly, self._own_lanes)
+            lanes = range(MAX_LANES) if all_lanes else self._own_lanes
+            opener = Opener(Suite(suite), secret, index, self._assembly, lanes)
         sources: PrefixTable[bool] = PrefixTable()
         sources.set(True, networks)
         remote = None if remote is None else (remote[0], remote[1])
@@ -180,6 +200,9 @@ class Downlink:
             for fd, events in ready:
                 inlet = self._by_fd.get(fd)
                 if inlet is not None:
+                    if inlet.reader is not None:
+                        self._drain_stream(inlet, inlet.reader, most)
+                        continue
                     self.drain(inlet, most)
                     if events & select.EPOLLERR and inlet.peer is not None:
                         self._take_errors(inlet, inlet.peer)
@@ -221,6 +244,24 @@ class Downlink:
                 self._drops[Drop.FOREIGN] += 1
                 continue
             self._take_batch(self._batch[:size], stride, inlet.socket_id, remote, now_ms)
+        self._settle()
+
+    def _drain_stream(self, inlet: _Inlet, reader: StreamReader, most: int) -> None:
+        """The same of a byte stream."""
+        left_out = reader.left_out
+        try:
+            for _ in range(most):
+                now_ms = clock_ms()
+                for packet in reader.read(self._stream):
+                    self._take_batch(packet, len(packet), inlet.socket_id, ("", 0), now_ms)
+        except BlockingIOError:
+            pass
+        except StreamError:
+            self._drops[Drop.MALFORMED] += 1
+            self._end_of(inlet, errno.EPROTO)
+        except (EOFError, OSError):
+            self._end_of(inlet)
+        self._drops[Drop.UNKNOWN_INDEX] += reader.left_out - left_out
         self._settle()
 
     def _take_batch(
@@ -323,11 +364,11 @@ class Downlink:
         for number in errors_from(inlet.socket, peer):
             self._socket_error(inlet, number, clock_ms())
 
-    def _end_of(self, inlet: _Inlet) -> None:
-        """The other end of a relay is gone: say so once, and do not look at it again."""
+    def _end_of(self, inlet: _Inlet, why: int = errno.ECONNRESET) -> None:
+        """The other end is gone, or of no use: say so once, and do not look at it again."""
         if inlet.socket.fileno() >= 0:
             self._close(inlet)
-            self._report(Report(ReportKind.SOCKET_ERROR, inlet.socket_id, errno.ECONNRESET))
+            self._report(Report(ReportKind.SOCKET_ERROR, inlet.socket_id, why))
 
     def _close(self, inlet: _Inlet) -> None:
         if inlet.socket.fileno() >= 0:

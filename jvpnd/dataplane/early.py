@@ -45,6 +45,9 @@ class EarlyData:
         self._drops[Drop.EARLY_EXPIRED] += len(self._held) - len(kept)
         self._keep(kept)
 
+    def expects(self, index: int) -> bool:
+        return index in self._expected
+
     def offer(self, held: Held) -> Drop | None:
         """Hold a datagram; why not, if it is not."""
         if held.index not in self._expected:

@@ -9,10 +9,13 @@ import socket
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from time import monotonic_ns
 from typing import Any, Final
 
 from jvpnd.core.wire import (
+    FLAG_LAST,
     FLAG_REPORT,
+    FLAG_SLICE,
     FRAME,
     FRAME_LEN,
     HEADER_LEN,
@@ -39,9 +42,11 @@ from jvpnd.dataplane.counters import (
 from jvpnd.dataplane.messages import Report, ReportKind
 from jvpnd.dataplane.seal import MAX_RECORD, OVERHEAD, Cut, Sealer
 from jvpnd.dataplane.span import SpanBuffers
+from jvpnd.dataplane.stream import StreamWriter
 
 MAX_MESSAGE: Final = MAX_RECORD + OVERHEAD  # a record on a transport that keeps messages whole
 SEND_WAIT_MS: Final = 10
+WAIT_EARNED_MS: Final = 1 / 640_000  # by each byte that a client's own transport has taken
 ERROR_EVERY_MS: Final = 10
 
 _UDP_SEGMENT: Final = 103  # linux/udp.h
@@ -58,14 +63,18 @@ class Binding:
     sealer: Sealer
     socket_id: int
     socket: socket.socket
+    writer: StreamWriter | None  # where it is a byte stream
     address: Any  # None where the socket is connected
-    datagrams: bool  # else a relay that keeps records of any length whole
+    datagrams: bool  # else records of any length stay whole
     gso: bool
+    shared: bool  # with other slots: where it is full, the device is, and all wait
+    size: int = 0  # of a datagram, in bytes
     clean: CleanRun = field(default_factory=CleanRun)
     next_look_ms: int = 0
     told_ms: int = 0
     next_error_ms: int = 0
     unsent: int = 0  # records that the socket did not take
+    may_wait_ms: float = SEND_WAIT_MS
 
     @property
     def spans(self) -> bool:
@@ -73,7 +82,9 @@ class Binding:
         return self.gso and self.clean.spans
 
     def send(self, data: Sequence[memoryview], ancillary: Sequence[Any] = ()) -> None:
-        if self.address is None:
+        if self.writer is not None:
+            self.writer.send(data)
+        elif self.address is None:
             self.socket.sendmsg(data, ancillary)
         else:
             self.socket.sendmsg(data, ancillary, 0, self.address)
@@ -126,14 +137,14 @@ class Outlet:
         self._report_memory = memoryview(bytearray(FRAME_LEN + REPORT.size + OVERHEAD))
 
     def send_record(
-        self, binding: Binding, plain: memoryview, size: int, packets: int, octets: int
+        self, binding: Binding, plain: memoryview, packets: int, octets: int
     ) -> None:
-        """Seal one record, over several datagrams where it does not fit into `size` bytes."""
+        """Seal one record, over several datagrams where it does not fit into one."""
         batch = self._batch
         length = len(plain) + OVERHEAD
-        if binding.datagrams and length > size:
+        if binding.datagrams and length > binding.size:
             self.flush()
-            pieces = binding.sealer.seal_span(plain, size, self._span_buffers)
+            pieces = binding.sealer.seal_span(plain, binding.size, self._span_buffers)
             self._words[binding.counters_at + TX_SPANS] += 1
             stride = HEADER_LEN + len(pieces[1])
             self._send(binding, pieces, stride, len(pieces) // 2, packets, octets)
@@ -151,6 +162,9 @@ class Outlet:
         batch = self._batch
         per_packet = FRAME_LEN + OVERHEAD
         size = len(cut.header) + cut.gso_size + per_packet
+        if binding.datagrams and size > binding.size and not binding.shared:
+            self._send_long_slices(binding, frame, cut)
+            return
         first = 0
         while first < cut.count:
             room = batch.room(binding, size)
@@ -169,6 +183,17 @@ class Outlet:
             batch.packets += stop - first
             batch.octets += batch.end - begin - (stop - first) * per_packet
             first = stop
+
+    def _send_long_slices(self, binding: Binding, frame: memoryview, cut: Cut) -> None:
+        """The same where a slice is longer than a datagram: each is a record over two of them."""
+        begin = cut.at + len(cut.header)
+        for number in range(cut.count):
+            last = FLAG_LAST if number == cut.count - 1 else 0
+            at = begin + number * cut.gso_size
+            body = frame[at : min(at + cut.gso_size, cut.end)]
+            prefix = FRAME.pack(FLAG_SLICE | last, number, cut.gso_size)
+            plain = memoryview(b"".join((prefix, cut.header, body)))
+            self.send_record(binding, plain, 1, len(plain) - FRAME_LEN)
 
     def flush(self) -> None:
         """Send what waits."""
@@ -224,13 +249,24 @@ class Outlet:
             try:
                 binding.send(data, ancillary)
             except BlockingIOError:
-                poll = select.poll()
-                poll.register(binding.socket, select.POLLOUT)
-                poll.poll(SEND_WAIT_MS)
+                self._wait(binding)
                 binding.send(data, ancillary)
         except OSError as error:
             return error.errno or errno.EIO
         return 0
+
+    @staticmethod
+    def _wait(binding: Binding) -> None:
+        """Wait for a full socket. Where it is one client's own, all others wait for that client:
+        so for no longer than its bytes would have taken on a fast line."""
+        if binding.may_wait_ms < 1:
+            return
+        poll = select.poll()
+        poll.register(binding.socket, select.POLLOUT)
+        began_ns = monotonic_ns()
+        poll.poll(binding.may_wait_ms)
+        if not binding.shared:
+            binding.may_wait_ms -= (monotonic_ns() - began_ns) / 1e6
 
     def _account(
         self, binding: Binding, records: int, packets: int, octets: int, error: int
@@ -244,6 +280,8 @@ class Outlet:
             words[at + TX_PACKETS] += packets
             words[at + TX_BYTES] += octets
             words[at + LAST_TX_MS] = now_ms
+            if binding.may_wait_ms < SEND_WAIT_MS:
+                binding.may_wait_ms += octets * WAIT_EARNED_MS
             if now_ms >= binding.next_look_ms:
                 self._exchange_reports(binding, now_ms)
         elif error in (errno.EAGAIN, errno.ENOBUFS):

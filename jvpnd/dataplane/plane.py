@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from hashlib import blake2b
 from typing import Any, Final, Protocol
@@ -13,6 +14,7 @@ from typing import Any, Final, Protocol
 from jvpnd.child import close_all
 from jvpnd.core.offloads import Offloads
 from jvpnd.core.wire import KEY_LEN, MAX_LANES, Suite
+from jvpnd.dataplane.carriers import Carrier, Relay, Stream, Udp
 from jvpnd.dataplane.counters import (
     ROLES,
     Counters,
@@ -56,14 +58,6 @@ class PlaneObserver(Protocol):
         restarted without any key: every session needs a new epoch."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Sockets:
-    """A transport: its descriptors by lane, and the only address that may be heard on them."""
-
-    fds: list[int]
-    peer: Remote | None
-
-
 class DataPlane:
     """A TUN, and for each lane a queue of it, an uplink worker and a downlink worker.
 
@@ -88,7 +82,8 @@ class DataPlane:
         first, self._counters_fd = Counters.create(self.lanes)
         others = (Counters(self._counters_fd, lane) for lane in range(1, self.lanes))
         self._counters = [first, *others]
-        self._sockets: dict[int, _Sockets] = {}
+        self._sockets: dict[int, Carrier] = {}
+        self._limits: dict[int, int] = {}
         self._routes: dict[int, list[str]] = {}
         self._paused = False
         self._sent_under: dict[int, bytes] = {}
@@ -129,22 +124,43 @@ class DataPlane:
     def add_socket(
         self, socket_id: int, fds: Sequence[int], peer: Remote | None = None
     ) -> None:
-        """Give a transport to the workers: a socket for each lane, to which the packets of that
-        lane come, and those that are not DATA to any. The descriptors are duplicated.
+        """Give UDP sockets to the workers: one for each lane, to which the packets of that lane
+        come, and those that are not DATA to any. The descriptors are duplicated.
 
         What does not come from `peer` is dropped (for sockets that are not connected).
         """
         if len(fds) != self.lanes:
             raise ValueError(f"{len(fds)} sockets for {self.lanes} lanes")
-        peer = canonical(peer)
+        self._add(socket_id, Udp([os.dup(fd) for fd in fds], canonical(peer)))
+
+    def add_stream(self, socket_id: int, stream: int, feed: int, intake: int) -> None:
+        """Give a byte stream to the workers, and both ends of its feed: a SOCK_SEQPACKET pair.
+
+        Control sends through `feed`. The descriptors are duplicated.
+        """
+        self._add(socket_id, Stream([os.dup(fd) for fd in (stream, feed, intake)]))
+
+    def add_relay(self, socket_id: int, fd: int, limit: int) -> None:
+        """Give a SOCK_SEQPACKET to the workers, each message of which is a tunnel datagram of at
+        most `limit` bytes."""
+        self._add(socket_id, Relay([os.dup(fd)]))
+        self.set_limit(socket_id, limit)
+
+    def set_limit(self, socket_id: int, limit: int) -> None:
+        """What that relay carries has changed."""
+        self._limits[socket_id] = limit
+        self._tell("uplink", "set_limit", socket_id=socket_id, limit=limit)
+
+    def _add(self, socket_id: int, transport: Carrier) -> None:
         self.remove_socket(socket_id)
-        self._sockets[socket_id] = _Sockets([os.dup(fd) for fd in fds], peer)
+        self._sockets[socket_id] = transport
         for which in self._all:
             self._send_socket(which, socket_id)
 
     def remove_socket(self, socket_id: int) -> None:
         """Take a socket away; what is bound to it stops sending. Unknown ones are ignored."""
         gone = self._sockets.pop(socket_id, None)
+        self._limits.pop(socket_id, None)
         if gone is not None:
             for role in ROLES:
                 self._tell(role, "remove_socket", socket_id=socket_id)
@@ -165,17 +181,22 @@ class DataPlane:
         DATA from another socket or remote is accepted too, and reported. An index that is bound
         again with the same key keeps its replay window. A slot can have several (draining).
         """
-        self._tell(
-            "downlink",
-            "bind_receive",
-            slot=_checked_slot(slot),
-            index=index,
-            suite=int(suite),
-            key=_checked_key(key).hex(),
-            networks=_checked_networks(networks),
-            socket_id=self._checked_socket(socket_id),
-            remote=canonical(remote),
-        )
+        arguments: dict[str, Any] = {
+            "slot": _checked_slot(slot),
+            "index": index,
+            "suite": int(suite),
+            "key": _checked_key(key).hex(),
+            "networks": _checked_networks(networks),
+            "socket_id": self._checked_socket(socket_id),
+            "remote": canonical(remote),
+        }
+        if not self._sockets[socket_id].one_reader:
+            self._tell("downlink", "bind_receive", **arguments)
+            return
+        # The others must not take the same packets again from another transport.
+        for lane in range(1, self.lanes):
+            self._send(("downlink", lane), "release_receive", index=index)
+        self._send(("downlink", 0), "bind_receive", all_lanes=True, **arguments)
 
     def release_receive(self, index: int) -> None:
         """Accept nothing for `index` any more, nor hold it."""
@@ -269,10 +290,10 @@ class DataPlane:
             worker.send(name, fds, **arguments)
 
     def _send_socket(self, which: _Which, socket_id: int) -> None:
-        role, lane = which
-        sockets = self._sockets[socket_id]
-        peer = {"peer": sockets.peer} if role == "downlink" else {}
-        self._send(which, "add_socket", (sockets.fds[lane],), socket_id=socket_id, **peer)
+        command = self._sockets[socket_id].for_worker(*which)
+        if command is not None:
+            name, fds, arguments = command
+            self._send(which, name, fds, socket_id=socket_id, **arguments)
 
     def _launch(self, which: _Which) -> None:
         role, lane = which
@@ -296,8 +317,15 @@ class DataPlane:
             name = self._name(which)
             ready.set_exception(DataPlaneError(f"the {name} worker ended while it started"))
         elif not self._closed:
+            self._lose_streams(which)
             since = self._loop.time() - self._started_at[which]
             self._loop.call_later(max(0.0, RESTART_EVERY_S - since), self._relaunch, which)
+
+    def _lose_streams(self, which: _Which) -> None:
+        """What it had read or written of a packet is gone with it."""
+        if which[1] == 0:
+            for socket_id in [n for n, each in self._sockets.items() if isinstance(each, Stream)]:
+                self._observer.socket_failed(socket_id, errno.EPIPE)
 
     def _relaunch(self, which: _Which) -> None:
         """Start a worker again and tell it the state of things, but no key: its counters begin at
@@ -310,6 +338,8 @@ class DataPlane:
         if which[0] == "uplink":
             for slot, networks in self._routes.items():
                 self._send(which, "set_routes", slot=slot, networks=networks)
+            for socket_id, limit in self._limits.items():
+                self._send(which, "set_limit", socket_id=socket_id, limit=limit)
             self._send(which, "pause", paused=self._paused)
         self._observer.worker_died(self._name(which))
 

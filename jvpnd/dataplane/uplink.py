@@ -29,6 +29,7 @@ from jvpnd.dataplane.networks import PrefixTable
 from jvpnd.dataplane.outlet import Binding, Outlet
 from jvpnd.dataplane.seal import MAX_RECORD, OVERHEAD, Cut, Sealer
 from jvpnd.dataplane.segment import plan_cut, settle_checksum
+from jvpnd.dataplane.stream import StreamWriter
 
 MAX_READS: Final = 64  # frames a turn, before commands are looked at again
 WAITED_NS: Final = 10_000  # no work for so long: one packet has come, do not look for a second
@@ -66,12 +67,18 @@ class Uplink:
         self._packets = self._octets = 0
         self._outlet = Outlet(counters, offloads.spans, report)
         self._sockets: dict[int, socket.socket] = {}
+        self._limits: dict[int, int] = {}  # of those that carry no longer datagrams
+        self._writers: dict[int, StreamWriter] = {}  # of those that are streams
+        self._ready: dict[int, StreamWriter] = {}  # by descriptor
+        self._poll = select.epoll()
         self._bindings: dict[int, Binding] = {}
         self._routes: PrefixTable[int] = PrefixTable()
-        self._paused = False
+        self._paused = self._reading = False
         self.set_mtu(DEFAULT_MTU)
         self.commands: dict[str, Callable[..., None]] = {
             "add_socket": self.add_socket,
+            "add_stream": self.add_stream,
+            "set_limit": self.set_limit,
             "remove_socket": self.remove_socket,
             "bind_send": self.bind_send,
             "release_send": self.release_send,
@@ -84,12 +91,37 @@ class Uplink:
         self.remove_socket(socket_id)
         self._sockets[socket_id] = socket.socket(fileno=fds.pop())
 
+    def add_stream(self, fds: list[int], socket_id: int) -> None:
+        """A byte stream, and our end of its feed."""
+        self.remove_socket(socket_id)
+        stream, feed = (socket.socket(fileno=fd) for fd in fds)
+        writer = StreamWriter(stream, feed, self._poll)
+        self._sockets[socket_id] = stream
+        self._writers[socket_id] = writer
+        self._ready |= dict.fromkeys(writer.descriptors(), writer)
+
+    def set_limit(self, socket_id: int, limit: int) -> None:
+        """This transport carries datagrams, of at most so many bytes."""
+        self._limits[socket_id] = limit
+        self._resize()
+
+    def _resize(self) -> None:
+        for binding in self._bindings.values():
+            limit = self._limits.get(binding.socket_id, self._datagram_len)
+            binding.size = min(limit, self._datagram_len)
+
     def remove_socket(self, socket_id: int) -> None:
-        gone = self._sockets.pop(socket_id, None)
+        gone, writer = self._sockets.pop(socket_id, None), self._writers.pop(socket_id, None)
+        self._limits.pop(socket_id, None)
         if gone is not None:
             bound = [b.slot for b in self._bindings.values() if b.socket_id == socket_id]
             for slot in bound:
                 del self._bindings[slot]
+        if writer is not None:
+            for fd in writer.descriptors():
+                del self._ready[fd]
+            writer.close()
+        elif gone is not None:
             gone.close()
 
     def bind_send(
@@ -103,10 +135,13 @@ class Uplink:
             sealer=Sealer(Suite(suite), bytes.fromhex(key), index, self._lane),
             socket_id=socket_id,
             socket=out,
+            writer=self._writers.get(socket_id),
             address=None if remote is None else address_of(remote),
-            datagrams=is_udp,
+            datagrams=is_udp or socket_id in self._limits,
             gso=is_udp and self._offloads.udp_gso,
+            shared=is_udp,
         )
+        self._resize()
 
     def release_send(self, slot: int) -> None:
         self._bindings.pop(slot, None)
@@ -117,31 +152,35 @@ class Uplink:
     def set_mtu(self, mtu: int) -> None:
         """The TUN's MTU in bytes: what fits into it, sealed, fits into one datagram."""
         size = self._datagram_len = datagram_len(mtu)
-        self._one_limit = size - OVERHEAD
         self._span_limit = datagrams_a_send(mtu) * (size - HEADER_LEN) - TAG_LEN
+        self._resize()
 
     def pause(self, paused: bool) -> None:
         self._paused = paused
 
     def run(self, channel: socket.socket, take_commands: Callable[[], bool]) -> None:
         """Carry packets until control goes away (`take_commands` says so)."""
-        poll, channel_fd, tun_fd = select.epoll(), channel.fileno(), self._tun_fd
+        poll, channel_fd, tun_fd = self._poll, channel.fileno(), self._tun_fd
         poll.register(channel_fd, select.EPOLLIN)
-        reading = False
         done_ns = 0
         while True:
-            if reading == self._paused:
-                reading = not self._paused
-                if reading:
+            if self._reading == self._paused:
+                self._reading = not self._paused
+                if self._reading:
                     poll.register(tun_fd, select.EPOLLIN)
                 else:
                     poll.unregister(tun_fd)
-            for fd, _events in poll.poll():
+            events = poll.poll()
+            if self._ready:  # first: early data must not overtake the request before it
+                for fd, _event in events:
+                    if (writer := self._ready.get(fd)) is not None:
+                        writer.ready()
+            for fd, _event in events:
                 if fd == tun_fd:
                     waited = monotonic_ns() - done_ns > WAITED_NS
                     self.drain(1 if waited else MAX_READS)
                     done_ns = monotonic_ns()
-                elif not take_commands():
+                elif fd == channel_fd and not take_commands():
                     return
 
     def drain(self, most: int = MAX_READS) -> None:
@@ -225,7 +264,7 @@ class Uplink:
             elif binding.spans:
                 self._limit = self._span_limit
             else:
-                self._limit = self._one_limit
+                self._limit = binding.size - OVERHEAD
         FRAME.pack_into(self._plain, at, flags, end - at - FRAME_LEN, gso_size)
         self._end = end
         self._packets += packets
@@ -255,4 +294,4 @@ class Uplink:
             plain = self._plain[self._begin : self._end]
             packets, octets = self._packets, self._octets
             self._packets = self._octets = 0
-            self._outlet.send_record(binding, plain, self._datagram_len, packets, octets)
+            self._outlet.send_record(binding, plain, packets, octets)
