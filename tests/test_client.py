@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from jvpnd.core import constants as c
-from jvpnd.core.effects import Effect, Emit, PauseTun, SaveTimestamp, Send, SessionDown
+from jvpnd.core.effects import Effect, Emit, PauseTun, SaveTimestamp, Seek, Send, SessionDown
 from jvpnd.core.messages import reason_to_wire
 from jvpnd.core.noise import public_key
 from jvpnd.core.packets import encode_reject, encode_retry, request_tag
@@ -62,7 +62,7 @@ class Alone:
 def test_nothing_happens_without_a_path() -> None:
     alone = Alone()
     alone.run(60_000)
-    assert alone.effects == []
+    assert alone.effects == [Seek(True)]
     assert alone.agent.session is None
 
 

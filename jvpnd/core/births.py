@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from jvpnd.core import constants as c
 from jvpnd.core.binding import Binding
-from jvpnd.core.choice import ranked
 from jvpnd.core.clientstate import ClientState
-from jvpnd.core.effects import Expect, SaveTimestamp, Send, SessionUp, Unexpect
+from jvpnd.core.effects import Expect, Learned, SaveTimestamp, Send, SessionUp, Unexpect
 from jvpnd.core.handshake import NO_COOKIE, Established, Handshake, PendingInit
 from jvpnd.core.messages import CAPABILITY_AES, NO_SESSION, InitPayload
 from jvpnd.core.packets import decode_response, decode_retry
@@ -44,6 +43,11 @@ class Births:
     def rests(self) -> bool:
         """Whether no session will be begun."""
         return self._begin_ms is None
+
+    @property
+    def is_unanswered(self) -> bool:
+        """Whether the birth's first INIT was not enough."""
+        return self._inits_made > 1
 
     def path_added(self, now_ms: float) -> None:
         """A new path: no need to wait any longer."""
@@ -97,7 +101,8 @@ class Births:
     # --- INITs ---
 
     def _send_next_init(self, now_ms: float) -> None:
-        order = ranked(self._state.paths.values(), self._state.policy, now_ms)
+        # Nothing is known of them yet: whole kinds may be blocked, so each kind gets its turn.
+        order = sorted(self._state.candidates(), key=lambda path: path.died_ms is not None)
         if now_ms < self._init_at_ms or not order:
             return
         path = order[self._inits_made % len(order)]
@@ -171,6 +176,7 @@ class Births:
         state, welcome = self._state, done.welcome
         session.id, session.suite = welcome.session_id, welcome.suite
         session.addresses = welcome.addresses
+        state.effects.append(Learned(welcome.endpoints))
         state.binding = Binding(session.id, session.suite, state.effects)
         self._failures, self._begin_ms = 0, None
         self._install_root(now_ms, session, path, done)

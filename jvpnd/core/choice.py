@@ -2,38 +2,66 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from jvpnd.core.constants import EVIDENCE_MS, MIN_EVIDENCE, MORE_EVIDENCE, TRIAL_PROBES
-from jvpnd.core.path import Path
+from jvpnd.core.path import Path, PathInfo
 from jvpnd.core.policy import Policy
 
 
 def candidates(paths: Iterable[Path], bound: Path | None, policy: Policy) -> list[Path]:
-    """The paths that the policy allows, at most max_candidates: the bound one, then by tier."""
+    """The paths that the policy allows, at most max_candidates: the bound one, then the preferred
+    one of each transport, then the second of each."""
+    allowed = [p for p in paths if policy.allows(p.info.transport, p.info.uplink)]
+    allowed.sort(key=lambda p: (_preference(p, policy), p.added_ms, p.id))
+    seen: Counter[str] = Counter()
+    turns = {}
+    for path in allowed:
+        turns[path.id] = seen[path.info.transport]
+        seen[path.info.transport] += 1
+    allowed.sort(key=lambda p: (p is not bound, turns[p.id]))
+    return allowed[: policy.max_candidates]
 
-    def key(path: Path) -> tuple[bool, int, float, str]:
-        return path is not bound, policy.tier(path.info.uplink), path.added_ms, path.id
 
-    allowed = (p for p in paths if policy.allows(p.info.transport, p.info.uplink))
-    return sorted(allowed, key=key)[: policy.max_candidates]
+def warm(infos: Iterable[PathInfo], policy: Policy) -> list[PathInfo]:
+    """Of paths that need a connection those to keep connected, at most warm_connections: the
+    preferred transport over each uplink, then the next one over each."""
+    allowed = [info for info in infos if policy.allows(info.transport, info.uplink)]
+    allowed.sort(key=lambda info: (policy.preference(info.transport, info.uplink), info.id))
+    seen: Counter[str] = Counter()
+    turns = {}
+    for info in allowed:
+        turns[info.id] = seen[info.uplink]
+        seen[info.uplink] += 1
+    allowed.sort(key=lambda info: turns[info.id])
+    return allowed[: policy.warm_connections]
+
+
+def is_preferred(path: Path, bound: Path, policy: Policy) -> bool:
+    """Whether the policy prefers `path`, where both are healthy."""
+    return _preference(path, policy) < _preference(bound, policy)
+
+
+def _preference(path: Path, policy: Policy) -> tuple[int, int]:
+    return policy.preference(path.info.transport, path.info.uplink)
 
 
 def ranked(paths: Iterable[Path], policy: Policy, now_ms: float) -> list[Path]:
     """Candidates, best first. Health comes before what the policy prefers.
 
-    Paths that died within the cooldown, that were not heard of late, or that are below the loss
-    floor go to the end rather than away: a bad path is better than none.
+    Paths that died within the cooldown, that were not heard of late or do not answer now, or that
+    are below the loss floor go to the end rather than away: a bad path is better than none.
     """
 
-    def key(path: Path) -> tuple[bool, bool, bool, int, float, float, float, str]:
+    def key(path: Path) -> tuple[bool, bool, bool, tuple[int, int], float, float, float, str]:
         loss = path.loss_ratio(now_ms)
         died = path.died_ms is not None and now_ms - path.died_ms < policy.switch_cooldown_ms
         return (
             died,
-            not path.is_fresh(now_ms, policy),
+            not path.is_fresh(now_ms, policy) or path.overdue(now_ms) > 1,
             policy.loss_floor > 0 and loss > policy.loss_floor,
-            policy.tier(path.info.uplink),
+            _preference(path, policy),
             round(loss, 2),
             path.rtt.srtt_ms if path.rtt.srtt_ms is not None else float("inf"),
             path.added_ms,
@@ -70,9 +98,9 @@ def _mends(path: Path, wrong: dict[str, float], policy: Policy, now_ms: float) -
 
 
 def home(bound: Path, others: Iterable[Path], policy: Policy, now_ms: float) -> Path | None:
-    """The best path on an uplink that the policy prefers to that of `bound`, and that is fit."""
-    tier = policy.tier(bound.info.uplink)
-    better = (p for p in others if policy.tier(p.info.uplink) < tier)
+    """The best path that the policy prefers to `bound`, by its uplink or its transport, and that is
+    fit."""
+    better = (p for p in others if is_preferred(p, bound, policy))
     fit = (p for p in ranked(better, policy, now_ms) if p.is_fresh(now_ms, policy))
     return next((p for p in fit if not p.violations(policy)), None)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from jvpnd.core import constants as c
 from jvpnd.core.births import Births
 from jvpnd.core.clientstate import ClientState
-from jvpnd.core.effects import Effect, Send, SessionDown
+from jvpnd.core.effects import Effect, Seek, Send, SessionDown
 from jvpnd.core.entropy import Entropy
 from jvpnd.core.handshake import Handshake
 from jvpnd.core.health import Health
@@ -62,6 +62,7 @@ class ClientAgent:
         self._path_number = 0
         self._due_ms: float | None = None
         self._checked_ms = 0.0
+        self._seeking = False
 
     # --- outputs ---
 
@@ -219,6 +220,25 @@ class ClientAgent:
                 self._health.judge(now_ms, session)
             elif session.state is State.DEGRADED:
                 self._recovery.leave_degraded(now_ms, session)
+        self._seek(now_ms)
+
+    def _seek(self, now_ms: float) -> None:
+        """Where no path seems good enough, paths are wanted that need a connection first."""
+        wanted = not self.is_resting and self._is_in_need(now_ms)
+        if wanted != self._seeking:
+            self._seeking = wanted
+            self._state.effects.append(Seek(wanted))
+
+    def _is_in_need(self, now_ms: float) -> bool:
+        state, session = self._state, self._state.live_session()
+        if session is None or session.state is State.BIRTH:
+            return not state.candidates() or self._births.is_unanswered
+        if session.state is not State.ATTACHED:
+            return True
+        if state.watch.suspect_ms is not None:
+            return self._seeking or len(state.watch.burst) >= c.BURST_DEAD
+        calm_ms = now_ms - max(session.entered_ms, state.watch.began_ms)
+        return self._seeking and calm_ms < state.policy.stability_window_ms
 
     def _note_stall(self, now_ms: float) -> None:
         """Nobody ran us for a while (a busy host, a suspended one): silence in that time is not

@@ -113,7 +113,7 @@ class ClientState:
         """The path to ask about over `path`: the bound one, or else one that does not answer."""
         if self.bound is not None and path is not self.bound:
             return self.bound
-        silent = [p for p in self.others() if p.is_overdue(now_ms)]
+        silent = [p for p in self.others() if p.overdue(now_ms)]
         # By turns, where several are silent.
         return min(silent, key=lambda p: p.told_ms) if silent else path
 

@@ -27,6 +27,7 @@ BURST_LIMIT = 12  # then suspicion goes on at the busy heartbeat
 BURST_DEAD = 4  # burst probes unanswered, while a candidate answers, are a death
 ONE_WAY_DEAD = 12  # probes unanswered in a row, however much is heard, are one too
 RTT_STEP_MS = 200  # a path may become slower by so much at once: no death before that
+STREAM_STEP_MS = 400  # on a stream a lost segment holds up all: the kernel's RTO is 200 ms or more
 CONTINUOUS_MS = 20  # sent so soon after the last packet heard: others were under way already
 LATE_SHELL_MS = 20  # a timer later than this tells of a stalled host, not of a silent path
 

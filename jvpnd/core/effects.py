@@ -18,6 +18,7 @@ class Origin:
 
     socket_id: int
     remote: Address
+    transport: str = "udp"
 
     def __str__(self) -> str:
         host, port = self.remote
@@ -117,6 +118,37 @@ class SaveTimestamp:
 
 
 @dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a gateway can be reached. No `address`: the one by which the client knows it."""
+
+    transport: str
+    address: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """The gateway told its endpoints."""
+
+    endpoints: tuple[Endpoint, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Seek:
+    """Paths that need a connection first: open all that the policy allows, or again only those
+    that are kept warm."""
+
+    wanted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Vouch:
+    """A packet from there was authentic: it is no stranger's connection."""
+
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
 class Swap:
     """Write the record if the stored state_version is still `expected` (0: it must be new).
 
@@ -155,6 +187,9 @@ Effect: TypeAlias = (
     | SessionUp
     | SessionDown
     | SaveTimestamp
+    | Learned
+    | Seek
+    | Vouch
     | Swap
     | Emit
 )

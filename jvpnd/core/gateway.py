@@ -11,8 +11,10 @@ from collections.abc import Iterable
 from jvpnd.core import constants as c
 from jvpnd.core.effects import (
     Effect,
+    Endpoint,
     Origin,
     Send,
+    Vouch,
 )
 from jvpnd.core.entropy import Entropy
 from jvpnd.core.gatewaystate import GatewayState
@@ -45,9 +47,11 @@ class Gateway:
         policy: Policy,
         entropy: Entropy,
         has_aes: bool = False,
+        endpoints: Iterable[Endpoint] = (),
     ) -> None:
+        """`endpoints`: where clients can reach it, as they are told."""
         self._state = GatewayState(node, secret, policy, entropy)
-        self._offers = Offers(self._state, clients, has_aes)
+        self._offers = Offers(self._state, clients, has_aes, tuple(endpoints))
         self._rebinding = Rebinding(self._state, self._offers)
         self._scan_ms = 0.0
 
@@ -164,6 +168,8 @@ class Gateway:
         if not body:
             self._state.count("bad CONTROL")
             return
+        if origin.transport != "udp":  # where there is no connection
+            self._state.effects.append(Vouch(origin))
         if isinstance(holder, Offer):
             if not holder.confirming:
                 self._offers.confirm(

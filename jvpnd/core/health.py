@@ -176,8 +176,7 @@ class Health:
         state = self._state
         for path in state.candidates():
             path.settle(now_ms, state.policy)
-            overdue, _ = path.probes.overdue(now_ms, path.rtt.rto_ms, path.added_ms)
-            if overdue >= 2 or path.violations(state.policy):
+            if path.overdue(now_ms) > 1 or path.violations(state.policy):
                 path.troubled(now_ms)
 
     def _lead(self, now_ms: float, session: Session, bound: Path, verdict: Verdict) -> None:

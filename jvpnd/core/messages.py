@@ -10,6 +10,7 @@ import struct
 from dataclasses import dataclass
 from enum import IntEnum
 
+from jvpnd.core.effects import Endpoint
 from jvpnd.core.ticket import TICKET_LEN
 from jvpnd.core.wire import VERSION, Suite
 
@@ -25,7 +26,9 @@ _WELCOME = struct.Struct(f"<16sB3xIQ{TICKET_LEN}sI32s")
 _BOUNDS = struct.Struct("<11I")
 _REQUEST = struct.Struct("<Q32sQQQIBBBx")
 _ACK = struct.Struct(f"<Q32sQ{TICKET_LEN}sI")
+_ENDPOINT = struct.Struct("<BHB")
 MAX_ADDRESSES = 8
+MAX_ENDPOINTS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,7 @@ class Welcome:
     kem_ciphertext: bytes
     bounds: PolicyBounds
     addresses: tuple[str, ...]
+    endpoints: tuple[Endpoint, ...] = ()
 
     def encode(self) -> bytes:
         packed = [ipaddress.ip_interface(address) for address in self.addresses]
@@ -130,6 +134,8 @@ class Welcome:
                 self.bounds.encode(),
                 bytes([len(packed)]),
                 *(bytes([i.version, i.network.prefixlen]) + i.ip.packed for i in packed),
+                bytes([len(self.endpoints)]),
+                *map(_encode_endpoint, self.endpoints),
             )
         )
 
@@ -140,8 +146,9 @@ def decode_welcome(body: bytes) -> Welcome | None:
         return None
     session, suite, index, version, ticket, next_index, reset = _WELCOME.unpack_from(body)
     bounds = PolicyBounds(*_BOUNDS.unpack_from(body, _WELCOME.size + KEM_CIPHERTEXT_LEN))
-    addresses = _decode_addresses(body[fixed:])
-    if addresses is None or suite not in tuple(Suite):
+    addresses, rest = _decode_addresses(body[fixed:])
+    endpoints = _decode_endpoints(rest)
+    if addresses is None or endpoints is None or suite not in tuple(Suite):
         return None
     ciphertext = body[_WELCOME.size : _WELCOME.size + KEM_CIPHERTEXT_LEN]
     return Welcome(
@@ -155,23 +162,51 @@ def decode_welcome(body: bytes) -> Welcome | None:
         ciphertext,
         bounds,
         addresses,
+        endpoints,
     )
 
 
-def _decode_addresses(raw: bytes) -> tuple[str, ...] | None:
+def _encode_endpoint(endpoint: Endpoint) -> bytes:
+    packed = ipaddress.ip_address(endpoint.address).packed if endpoint.address else b""
+    return _ENDPOINT.pack(TRANSPORTS.index(endpoint.transport), endpoint.port, len(packed)) + packed
+
+
+def _decode_endpoints(raw: bytes) -> tuple[Endpoint, ...] | None:
+    """All of `raw`: their number, then each."""
+    if not raw or raw[0] > MAX_ENDPOINTS:
+        return None
+    found, at = [], 1
+    for _ in range(raw[0]):
+        if len(raw) < at + _ENDPOINT.size:
+            return None
+        transport, port, size = _ENDPOINT.unpack_from(raw, at)
+        at += _ENDPOINT.size
+        packed = raw[at : at + size]
+        if transport >= len(TRANSPORTS) or not port or size not in (0, 4, 16):
+            return None
+        if len(packed) < size:
+            return None
+        address = str(ipaddress.ip_address(packed)) if packed else ""
+        found.append(Endpoint(TRANSPORTS[transport], address, port))
+        at += size
+    return tuple(found) if at == len(raw) else None
+
+
+def _decode_addresses(raw: bytes) -> tuple[tuple[str, ...] | None, bytes]:
+    """The addresses, None if malformed, and what is behind them."""
     count, at = raw[0], 1
     if count > MAX_ADDRESSES:
-        return None
+        return None, b""
     found = []
     for _ in range(count):
         family = raw[at : at + 1]
         size = {b"\x04": 4, b"\x06": 16}.get(family)
         if size is None or len(raw) < at + 2 + size or raw[at + 1] > size * 8:
-            return None
+            return None, b""
         address = ipaddress.ip_address(raw[at + 2 : at + 2 + size])
         found.append(f"{address}/{raw[at + 1]}")
         at += 2 + size
-    return tuple(found) if at == len(raw) else None
+    return tuple(found), raw[at:]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from jvpnd.core import constants as c
 from jvpnd.core import keys
 from jvpnd.core.effects import (
+    Endpoint,
     Expect,
     Origin,
     Send,
@@ -41,8 +42,15 @@ Reply = Callable[[float, Peer], None]
 class Offers:
     """Answered INITs that wait for their client."""
 
-    def __init__(self, state: GatewayState, clients: Iterable[ClientEntry], has_aes: bool) -> None:
+    def __init__(
+        self,
+        state: GatewayState,
+        clients: Iterable[ClientEntry],
+        has_aes: bool,
+        endpoints: tuple[Endpoint, ...],
+    ) -> None:
         self._state = state
+        self._endpoints = endpoints
         self._clients = {entry.public_key: entry for entry in clients}
         self._has_aes = has_aes
         self._handshake = GatewayHandshake(state.secret, state.entropy)
@@ -96,9 +104,10 @@ class Offers:
         self, now_ms: float, origin: Origin, entry: ClientEntry, opened: OpenedInit
     ) -> None:
         payload = opened.payload
-        if payload.transport not in self._state.policy.allowed_transports:
-            self._state.abuse(now_ms, Reason.POLICY_DENY, origin, f"transport {payload.transport}")
-            return
+        for transport in (payload.transport, origin.transport):
+            if transport not in self._state.policy.allowed_transports:
+                self._state.abuse(now_ms, Reason.POLICY_DENY, origin, f"transport {transport}")
+                return
         rekeyed = self._state.sessions.get(payload.session_id)
         if payload.session_id != NO_SESSION and (
             rekeyed is None
@@ -128,13 +137,14 @@ class Offers:
             ciphertext,
             self._bounds(),
             entry.addresses,
+            self._allowed_endpoints(),
         )
         packet, root, epoch = self._handshake.respond(opened, entry.psk, welcome, secret)
         offer = Offer(
             entry,
             origin,
             payload.path_number,
-            payload.transport,
+            origin.transport,
             epoch,
             epoch.channel(),
             root,
@@ -148,6 +158,10 @@ class Offers:
         self._limit(entry)
         self._state.by_index[index] = offer
         self._state.effects += [Expect(index), Send(origin, packet)]
+
+    def _allowed_endpoints(self) -> tuple[Endpoint, ...]:
+        allowed = self._state.policy.allowed_transports
+        return tuple(each for each in self._endpoints if each.transport in allowed)
 
     def _suite(self, capabilities: int) -> Suite:
         both = self._has_aes and bool(capabilities & CAPABILITY_AES)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jvpnd.core.constants import FRESH_BEATS, LOOK_SAMPLE_MS, RTT_STEP_MS
+from jvpnd.core.constants import FRESH_BEATS, LOOK_SAMPLE_MS, RTT_STEP_MS, STREAM_STEP_MS
 from jvpnd.core.loss import DirectionLoss, ProbeLog, Report
 from jvpnd.core.policy import Policy
 from jvpnd.core.rtt import Jitter, RttEstimator
+
+STREAMS = ("tcp", "tls")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,11 @@ class Path:
     @property
     def id(self) -> str:
         return self.info.id
+
+    @property
+    def step_ms(self) -> int:
+        """By so much it may become slower at once."""
+        return STREAM_STEP_MS if self.info.transport in STREAMS else RTT_STEP_MS
 
     # --- what happens ---
 
@@ -92,7 +99,7 @@ class Path:
     def settle(self, now_ms: float, policy: Policy) -> None:
         """Count the probes whose fate has become known."""
         # A path that became slower is not one that loses.
-        for is_up, lost in self.probes.fates(now_ms, self.rtt.rto_ms + RTT_STEP_MS):
+        for is_up, lost in self.probes.fates(now_ms, self.rtt.rto_ms + self.step_ms):
             for sums in (self.up if is_up else self.down, self._either):
                 sums.count(now_ms, not lost, lost, policy.loss_floor)
         for sums in (self.up, self.down, self._either):
@@ -120,9 +127,9 @@ class Path:
         """Share of the probes that got no answer, both ways together, 0 to 1."""
         return self.probes.loss(now_ms, self.rtt.rto_ms) or 0.0
 
-    def is_overdue(self, now_ms: float) -> bool:
-        """Whether its newest probes that should have been answered were not."""
-        return self.probes.overdue(now_ms, self.rtt.rto_ms, self.added_ms)[0] > 0
+    def overdue(self, now_ms: float) -> int:
+        """How many of its newest probes should have been answered and were not."""
+        return self.probes.overdue(now_ms, self.rtt.rto_ms, self.added_ms)[0]
 
     def is_doubtful(self) -> bool:
         """On the way below the loss floor: time to look at the others."""

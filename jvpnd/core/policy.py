@@ -45,6 +45,7 @@ class Policy:
     proof_max_age_ms: int = 5_000
     drain_ms: int = 500
     max_candidates: int = 8
+    warm_connections: int = 4
     rekey_after_ms: int = 120_000
     preferred_uplinks: tuple[str, ...] = ()
     metered_uplinks: tuple[str, ...] = ()
@@ -100,6 +101,11 @@ class Policy:
             return 2
         return 0 if _is_listed(uplink, self.preferred_uplinks) else 1
 
+    def preference(self, transport: str, uplink: str) -> tuple[int, int]:
+        """Of paths that are equally healthy the one with the smallest is taken. Only for paths that
+        are allowed."""
+        return self.tier(uplink), self.allowed_transports.index(transport)
+
     def candidate_heartbeat_ms(self, uplink: str) -> int:
         """Between two probes of a candidate: seldom where each costs money."""
         metered = _is_listed(uplink, self.metered_uplinks)
@@ -144,6 +150,7 @@ RANGES: dict[str, tuple[type, float, float]] = {
     "proof_max_age_ms": (int, 500, 60_000),
     "drain_ms": (int, 0, 1_000),
     "max_candidates": (int, 1, 64),
+    "warm_connections": (int, 0, 64),
     "rekey_after_ms": (int, 1_000, 3_600_000),
 }
 

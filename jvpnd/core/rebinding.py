@@ -116,7 +116,7 @@ class Rebinding:
                     {"remote": str(origin), "attempt": request.attempt},
                 )
             return reason
-        refusal = self._refusal(now_ms, peer, ticket, request)
+        refusal = self._refusal(now_ms, peer, origin, ticket, request)
         if refusal is not None:
             session.attempt = request.attempt
             peer.requests.append((tag, origin))
@@ -124,7 +124,12 @@ class Rebinding:
         return refusal
 
     def _refusal(
-        self, now_ms: float, peer: Peer, ticket: Ticket, request: ReattachRequest
+        self,
+        now_ms: float,
+        peer: Peer,
+        origin: Origin,
+        ticket: Ticket,
+        request: ReattachRequest,
     ) -> Reason | None:
         session, policy = peer.session, self._state.policy
         age_ms = (now_ms - peer.anchor_ms) - request.sent_ms
@@ -132,7 +137,7 @@ class Rebinding:
             return Reason.FRESHNESS_INVALID
         if ticket.next_index not in (peer.next_index, peer.keys.index):
             return Reason.FRESHNESS_INVALID
-        if request.transport not in policy.allowed_transports:
+        if not {request.transport, origin.transport} <= set(policy.allowed_transports):
             return Reason.POLICY_DENY
         spent = peer.confirmed and not session.may_switch(now_ms, policy)
         if spent or not peer.may_rebind(now_ms):
@@ -214,7 +219,7 @@ class Rebinding:
             keys.client_to_gateway(session.root, request.attempt, request.client_nonce),
         )
         peer.channel = peer.keys.channel()
-        peer.origin, peer.transport = origin, request.transport
+        peer.origin, peer.transport = origin, origin.transport
         peer.path_number, peer.confirmed, peer.heard_ms = request.path_number, False, now_ms
         self._state.by_index[peer.keys.index] = peer
         if ticket.next_index == peer.next_index:

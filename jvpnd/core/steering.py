@@ -80,7 +80,7 @@ class Steering:
         return refusal
 
     def go_home(self, now_ms: float, session: Session, bound: Path) -> None:
-        """Back to a preferred uplink, or away from a metered one, once it has been steady."""
+        """Back to a preferred uplink or transport, once a path there has been steady."""
         state = self._state
         target = choice.home(bound, state.others(), state.policy, now_ms)
         if target is None:
@@ -94,7 +94,7 @@ class Steering:
         state, bound = self._state, self._state.bound
         if bound is None or path.died_ms is not None:
             return False
-        if state.policy.tier(path.info.uplink) >= state.policy.tier(bound.info.uplink):
+        if not choice.is_preferred(path, bound, state.policy):
             return False
         return state.is_steady(now_ms, path, choice.trial_ms(state.policy))
 

@@ -13,7 +13,6 @@ from jvpnd.core.constants import (
     BURST_LIMIT,
     CONTINUOUS_MS,
     ONE_WAY_DEAD,
-    RTT_STEP_MS,
 )
 from jvpnd.core.loss import RecordLog
 from jvpnd.core.path import Path
@@ -116,7 +115,7 @@ class BindingWatch:
         return self.burst[-1] + (BURST_GAP_MS if short else policy.heartbeat_active_ms)
 
     def patience_ms(self, bound: Path) -> float | None:
-        """Until when a path that became slower by RTT_STEP_MS would be silent as well.
+        """Until when a path that became slower by its step would be silent as well.
 
         While sending goes on, the oldest question without an answer was asked a round trip before
         the last packet was heard; else it is the one that we wait for.
@@ -125,8 +124,8 @@ class BindingWatch:
             return None
         rtt = bound.rtt
         if rtt.srtt_ms is not None and self.waiting_ms - self.heard_ms <= CONTINUOUS_MS:
-            return self.heard_ms + rtt.rto_ms - rtt.srtt_ms + RTT_STEP_MS
-        return self.waiting_ms + rtt.rto_ms + RTT_STEP_MS
+            return self.heard_ms + rtt.rto_ms - rtt.srtt_ms + bound.step_ms
+        return self.waiting_ms + rtt.rto_ms + bound.step_ms
 
     def assess(
         self, now_ms: float, bound: Path, others: Iterable[Path], policy: Policy
@@ -147,7 +146,7 @@ class BindingWatch:
             overdue >= ONE_WAY_DEAD
             and proven_ms is not None
             and proven_ms >= since_ms
-            and now_ms >= since_ms + rto_ms + RTT_STEP_MS
+            and now_ms >= since_ms + rto_ms + bound.step_ms
         ):
             self.why = "probes unanswered on this path only"
             return Verdict.DEAD
