@@ -46,7 +46,7 @@ class SizeSearch:
             self.size = max(self.size, size)
 
     def tick(self) -> tuple[tuple[int, ...], float]:
-        """The sizes to probe now, and in how many seconds to ask again."""
+        """The sizes to probe now, largest first, and in how many seconds to ask again."""
         if self._tries == 0 or self._answered == self._sizes[-1]:
             narrower = self._heard and self._answered < self.size > BASE
             self._begin()
@@ -55,4 +55,4 @@ class SizeSearch:
             self.size = BASE
         self._tries -= 1
         least = max(self.size, self._answered)
-        return tuple(size for size in self._sizes if size >= least), TRY_S
+        return tuple(size for size in reversed(self._sizes) if size >= least), TRY_S
