@@ -41,7 +41,7 @@ def test_a_lost_probe_is_sent_again() -> None:
     search = SizeSearch(SIZES_6)
     search.tick()
     sizes, _wait = search.tick()
-    assert sizes == SIZES_6
+    assert sizes == SIZES_6[::-1]
     search.answered(SIZES_6[-1])
     assert search.size == SIZES_6[-1]
 
@@ -60,7 +60,7 @@ def test_a_path_that_became_narrower_is_noticed() -> None:
         search.heard()
     sizes, _wait = search.tick()
     assert search.size == BASE
-    assert sizes == SIZES_4, "and what is left of it is looked for at once"
+    assert sizes == SIZES_4[::-1], "and what is left of it is looked for at once"
 
 
 def test_a_path_that_is_dead_has_not_become_narrower() -> None:
