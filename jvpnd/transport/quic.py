@@ -79,7 +79,8 @@ class QuicRelay:
     ) -> None:
         """`on_ready` and `on_size`: number, and the largest tunnel datagram in bytes.
         `on_accepted`: listener, number, remote, size, our end of the pipe, which is the callee's.
-        `on_failed`: number, why it did not get ready. `on_exit`: every connection is gone.
+        `on_failed`: number, why it did not get ready, be it that its pipe was closed. `on_exit`:
+        every connection is gone.
         """
         self._on_ready = on_ready
         self._on_accepted = on_accepted
@@ -104,8 +105,9 @@ class QuicRelay:
         server_name: str | None,
         alpn: Sequence[str],
     ) -> None:
-        """Begin a connection, `number` below FIRST_ACCEPTED, over a connected UDP socket; `pipe`
-        is the relay's end. What is written to ours before it is ready goes out once it is.
+        """Begin a connection over a connected UDP socket; `pipe` is the relay's end. What is
+        written to ours before it is ready goes out once it is. `number`: below FIRST_ACCEPTED,
+        and never used before.
         """
         _limit(sock, _SO_RCVBUFFORCE, socket.SO_RCVBUF)
         self._connecting.add(number)
