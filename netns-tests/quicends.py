@@ -72,12 +72,18 @@ class Side:
             self.address = sock.getsockname()
         return self.address
 
-    def connect(self, number: int, address: Any, alpn: list[str] = ALPN) -> socket.socket:
+    def connect(
+        self,
+        number: int,
+        address: Any,
+        alpn: list[str] = ALPN,
+        name: str | None = "gateway.example",
+    ) -> socket.socket:
         """Our end of the pipe."""
         ours, theirs = new_pipe()
         with theirs, udp(address[0]) as sock:
             sock.connect(address)
-            self.relay.connect(number, sock, theirs, "gateway.example", alpn)
+            self.relay.connect(number, sock, theirs, name, alpn)
         self.pipes[number] = ours
         return ours
 

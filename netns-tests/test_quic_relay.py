@@ -55,7 +55,7 @@ def test_datagrams_pass_both_ways(host: str) -> None:
 @isolated
 async def test_what_is_written_before_it_is_ready_goes_out_once_it_is() -> None:
     async with side() as gateway, side() as client:
-        ours = client.connect(1, gateway.listen("127.0.0.1"))
+        ours = client.connect(1, gateway.listen("127.0.0.1"), name=None)
         ours.send(b"\x01 early")
         await until(lambda: gateway.pipes, "accepted")
         assert await receive(*gateway.pipes.values()) == b"\x01 early"
