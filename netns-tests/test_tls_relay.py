@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import fcntl
 import os
 import random
 import resource
 import select
 import signal
 import socket
+import ssl
 import struct
+import termios
 from contextlib import closing
 
 import pytest
@@ -31,6 +35,8 @@ from tlsends import (
     wrap,
 )
 from twoplanes import PATIENCE_S, until
+
+from jvpnd.transport.tlscontext import client_context
 
 # --- carrying ------------------------------------------------------------------------------
 
@@ -81,6 +87,73 @@ async def test_who_does_not_read_holds_up_its_own_sender_only() -> None:
 def memory_of(here: End) -> int:
     with open(f"/proc/{here.relay.pid}/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize()
+
+
+@isolated
+async def test_who_asks_for_new_keys_and_does_not_read_the_answers_is_not_listened_to() -> None:
+    async with end() as two:
+        client, server = tcp()
+        with client, closing(two.accept(1, server)) as pipe:
+            peer = Peer(client)
+            await peer.handshake()
+            await until(lambda: two.ready, "TLS")
+            await send(client, peer.asks_for_new_keys(40_000))
+            await until(lambda: asleep(two) and untaken(client) > 100_000, "unheard")
+            await send(pipe, b"hello")
+            assert await peer.read(5) == b"hello"  # behind the answers
+
+
+class Peer:
+    """A client that can do what the ssl module cannot."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._to_us, self._to_them = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = client_context([]).wrap_bio(self._to_us, self._to_them)
+
+    async def handshake(self) -> None:
+        while True:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                await send(self._sock, self._to_them.read())
+                await self._more()
+            else:
+                await send(self._sock, self._to_them.read())
+                return
+
+    def asks_for_new_keys(self, times: int) -> bytes:
+        """What is to be sent for it."""
+        library = ctypes.CDLL("libssl.so.3")
+        library.SSL_key_update.argtypes = (ctypes.c_void_p, ctypes.c_int)
+        behind_head_and_socket = id(self._tls._sslobj) + 24  # PySSLSocket in CPython's _ssl.c
+        pointer = ctypes.c_void_p.from_address(behind_head_and_socket)
+        for _ in range(times):
+            assert library.SSL_key_update(pointer, 1) == 1  # SSL_KEY_UPDATE_REQUESTED
+            self._tls.do_handshake()
+        return self._to_them.read()
+
+    async def read(self, length: int) -> bytes:
+        while True:
+            try:
+                return self._tls.read(length)
+            except ssl.SSLWantReadError:
+                await self._more()
+
+    async def _more(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._to_us.write(await asyncio.wait_for(loop.sock_recv(self._sock, MIB), PATIENCE_S))
+
+
+def untaken(sock: socket.socket) -> int:
+    """How many of the bytes that were sent the other end's kernel has not taken."""
+    return int(struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0])
+
+
+def asleep(here: End) -> bool:
+    """Whether the relay has nothing to do."""
+    with open(f"/proc/{here.relay.pid}/wchan") as file:
+        return "poll" in file.read()
 
 
 @isolated

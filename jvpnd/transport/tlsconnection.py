@@ -89,6 +89,8 @@ class Connection:
         self._response = None if proxy_request is None else ConnectResponse()
         self._unsent = memoryview(proxy_request or b"")
         self._undelivered = _NOTHING
+        # Little at first, and for who sends more TLS than data: new keys take 30 µs for 27 bytes.
+        self._appetite = _MAX_RECORD
         self._established = False
         self._watch_sock = poll.watch(sock.fileno(), self._on_sock)
         self._watch_pipe = poll.watch(pipe.fileno(), self._on_pipe)
@@ -138,16 +140,18 @@ class Connection:
             if not self._undelivered:
                 self._close_pipe()
             return
-        hold_sock, hold_pipe = bool(self._undelivered), bool(self._unsent)
-        may_take = self._established and not hold_pipe
-        self._watch_sock.want((0 if hold_sock else EPOLLIN) | (EPOLLOUT if hold_pipe else 0))
-        self._watch_pipe.want((EPOLLIN if may_take else 0) | (EPOLLOUT if hold_sock else 0))
+        deliver, send = bool(self._undelivered), bool(self._unsent)
+        # a peer that asks for new keys has an answer each time, and may not read them
+        receive = not deliver and self._outgoing.pending < TURN
+        take = self._established and not send
+        self._watch_sock.want((EPOLLIN if receive else 0) | (EPOLLOUT if send else 0))
+        self._watch_pipe.want((EPOLLIN if take else 0) | (EPOLLOUT if deliver else 0))
 
     # --- from TCP to the pipe ----------------------------------------------------------
 
     def _receive(self) -> None:
         try:
-            count = self._sock.recv_into(_CIPHER)
+            count = self._sock.recv_into(_CIPHER[: self._appetite])
         except BlockingIOError:
             return
         if count == 0:
@@ -163,7 +167,7 @@ class Connection:
         if not self._established:
             self._begin()
         if self._established:
-            self._open()
+            self._open(len(data))
 
     def _begin(self) -> None:
         """The handshake, as far as it gets."""
@@ -177,7 +181,7 @@ class Connection:
                 self._owner.on_ready(self)
         self._flush()
 
-    def _open(self) -> None:
+    def _open(self, received: int) -> None:
         """Decrypt all that is there: what stays behind in OpenSSL, no event would tell of."""
         length = 0
         ended = False
@@ -188,6 +192,7 @@ class Connection:
                 ended = count == 0
         except ssl.SSLWantReadError:
             pass
+        self._appetite = TURN if 2 * length > received else _MAX_RECORD
         self._deliver(_PLAIN[:length])
         if ended:
             raise _PeerClosedError
