@@ -2,74 +2,63 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import json
 import logging
 import os
-import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import cast
 
-from jvpnd.config import Config, Endpoint, GatewayPeer
+from jvpnd.config import Config, GatewayPeer
 from jvpnd.core.client import ClientAgent
 from jvpnd.core.constants import IDLE_CHECK_MS
 from jvpnd.core.effects import (
     BindReceive,
     BindSend,
     Expect,
+    Learned,
     PauseTun,
     ReleaseReceive,
     ReleaseSend,
     SaveTimestamp,
+    Seek,
     Send,
     SessionDown,
     SessionUp,
     Unexpect,
 )
 from jvpnd.core.handshake import ClientHandshake
-from jvpnd.core.path import Path, PathInfo
+from jvpnd.core.path import Path
+from jvpnd.core.policy import Policy
 from jvpnd.core.watch import Traffic
 from jvpnd.dataplane.plane import DataPlane
 from jvpnd.host import SystemEntropy, has_aes, now_ms, wall_ms
-from jvpnd.net.links import LinkWatcher, Uplink
+from jvpnd.net.links import LinkWatcher
 from jvpnd.net.routes import HostNetwork, Mode
 from jvpnd.net.tun import Tun
 from jvpnd.observe.log import EventLog
 from jvpnd.observe.samples import PathSamples, Sample
+from jvpnd.paths import ClientPaths, OpenPath
 from jvpnd.rates import RateMeter
 from jvpnd.recording.recorder import RecordedAgent, RecordedEntropy, RecordedHandshake
 from jvpnd.recording.tape import Tape
 from jvpnd.shell import CoreDriver, Serializer
 from jvpnd.transport.backlog import Backlog
-from jvpnd.transport.group import SocketGroup
-from jvpnd.transport.udp import PathError, open_path
 
 _log = logging.getLogger("jvpnd")
 
 SLOT = 0  # a client has one session at a time
 ANYWHERE = ("0.0.0.0/0", "::/0")
-RESOLVE_RETRY_S = 5.0
-SOCKET_RETRY_S = 1.0
 # The host itself cannot send: certain. Everything else may be one router's mood: a suspicion.
 _CERTAIN = {errno.ENETDOWN, errno.ENODEV, errno.ENXIO, errno.EADDRNOTAVAIL, errno.ENETUNREACH}
 _BUSY = {errno.EAGAIN, errno.ENOBUFS, errno.EMSGSIZE}
 
 
-@dataclass(slots=True)
-class _OpenPath:
-    info: PathInfo
-    socket_id: int
-    sockets: SocketGroup
-    source: str
-
-
 class ClientShell:
     """Runs one ClientAgent, `agent`, which is told everything through `core`, its recorder.
 
-    Implements the data plane's observer.
+    Implements the data plane's observer, and uses the paths.
     """
 
     def __init__(
@@ -84,7 +73,6 @@ class ClientShell:
         """`queues`: the descriptors of the TUN, one a lane."""
         assert config.gateway is not None
         self.config = config
-        self._gateway = config.gateway
         self._tun = tun
         self._queues = queues
         self._network = network
@@ -118,6 +106,8 @@ class ClientShell:
                 SessionUp: self._session_up,
                 SessionDown: lambda _: None,  # addresses and routes stay: nothing leaks
                 SaveTimestamp: self._save_timestamp,
+                Learned: lambda e: self.paths.learn(e.endpoints),
+                Seek: lambda e: self.paths.seek(e.wanted),
             },
             self._sample,
             IDLE_CHECK_MS,
@@ -126,15 +116,9 @@ class ClientShell:
         self.rates = RateMeter()
         self.samples = PathSamples()
         self._backlog = Backlog()
-        self._watcher = LinkWatcher(config.uplinks, {tun.name}, self._uplinks_changed)
-        self._uplinks: dict[str, Uplink] = {}
-        self._endpoints: list[Endpoint] = []
-        self._open: dict[str, _OpenPath] = {}
-        self._by_socket: dict[int, str] = {}
-        self._next_socket = 1
+        self.paths = ClientPaths(config.gateway, network.fwmark, len(queues), self)
+        self._watcher = LinkWatcher(config.uplinks, {tun.name}, self.paths.uplinks_changed)
         self._changes = Serializer()
-        self._resolver: asyncio.Task[None] | None = None
-        self._retry: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         """Bring up the data plane, then watch the uplinks; the session follows by itself."""
@@ -144,8 +128,7 @@ class ClientShell:
         self.plane.set_routes(SLOT, ANYWHERE)
         await self._network.configure((), self.config.interface.mtu)
         await self._watcher.start()
-        self._uplinks = self._watcher.uplinks()
-        self._resolver = asyncio.create_task(self._resolve())
+        self.paths.start(self._watcher.uplinks())
         self.driver.pump()
 
     async def stop(self) -> None:
@@ -153,123 +136,54 @@ class ClientShell:
         self.core.terminate(now_ms())
         self.driver.pump()
         self.driver.stop()
-        if self._resolver is not None:
-            self._resolver.cancel()
-        if self._retry is not None:
-            self._retry.cancel()
         await self._watcher.close()
         await self._changes.close()
         if hasattr(self, "plane"):  # the start may have failed before it
             await self.plane.close()
-        for path in self._open.values():
-            path.sockets.close()
+        await self.paths.close()
 
     # --- paths ---
 
-    async def _resolve(self) -> None:
-        """Turn host names into addresses; tried again until every name has answered."""
-        loop = asyncio.get_running_loop()
-        while True:
-            found: list[Endpoint] = []
-            failed = False
-            for endpoint in self._gateway.endpoints:
-                try:
-                    rows = await loop.getaddrinfo(
-                        endpoint.address, endpoint.port, type=socket.SOCK_DGRAM
-                    )
-                except socket.gaierror as error:
-                    failed = True
-                    _log.warning("cannot resolve %s: %s", endpoint.address, error)
-                    continue
-                found += [
-                    Endpoint(endpoint.transport, str(row[4][0]), endpoint.port) for row in rows
-                ]
-            if found != self._endpoints:
-                self._endpoints = found
-                self._refresh_paths()
-            if not failed:
-                return
-            await asyncio.sleep(RESOLVE_RETRY_S)
+    @property
+    def policy(self) -> Policy:
+        return self.agent.policy
 
-    def _uplinks_changed(self, uplinks: dict[str, Uplink]) -> None:
-        self._uplinks = uplinks
-        self._refresh_paths()
+    def bound_path(self) -> str | None:
+        return self.agent.bound.id if self.agent.bound is not None else None
 
-    def _refresh_paths(self) -> None:
-        """Make the open paths those of the present uplinks and endpoints; losses first."""
-        wanted = self._wanted()
-        for path_id, path in list(self._open.items()):
-            source = wanted[path_id][1] if path_id in wanted else None
-            if source != path.source:
-                self._close_path(path_id, "uplink lost" if source is None else "address changed")
-        for path_id, (info, source, endpoint) in wanted.items():
-            if path_id not in self._open:
-                self._open_path(info, source, endpoint)
-        self.driver.pump()
+    def path_opened(self, path: OpenPath) -> None:
+        path.transport.hand_to(self.plane, path.socket_id)
+        self.core.path_added(now_ms(), path.info)
 
-    def _wanted(self) -> dict[str, tuple[PathInfo, str, Endpoint]]:
-        found = {}
-        for uplink in self._uplinks.values():
-            for endpoint in self._endpoints:
-                source = uplink.ipv6 if ":" in endpoint.address else uplink.ipv4
-                if source is None:
-                    continue
-                remote = _text(endpoint.address, endpoint.port)
-                path_id = f"{uplink.name}/{endpoint.transport}/{remote}"
-                info = PathInfo(path_id, endpoint.transport, uplink.name, source, remote)
-                found[path_id] = (info, source, endpoint)
-        return found
-
-    def _open_path(self, info: PathInfo, source: str, endpoint: Endpoint) -> None:
-        remote = (endpoint.address, endpoint.port)
-        try:
-            sockets = open_path(
-                info.uplink, source, remote, self._network.fwmark, len(self._queues)
-            )
-        except PathError as error:
-            _log.info("%s", error)
-            if self._retry is None:
-                loop = asyncio.get_running_loop()
-                self._retry = loop.call_later(SOCKET_RETRY_S, self._retry_paths)
-            return
-        socket_id, self._next_socket = self._next_socket, self._next_socket + 1
-        self._open[info.id] = _OpenPath(info, socket_id, sockets, source)
-        self._by_socket[socket_id] = info.id
-        self.plane.add_socket(socket_id, sockets.descriptors(), sockets.peer)
-        self.core.path_added(now_ms(), info)
-
-    def _retry_paths(self) -> None:
-        self._retry = None
-        self._refresh_paths()
-
-    def _close_path(self, path_id: str, why: str) -> None:
-        path = self._open.pop(path_id)
-        del self._by_socket[path.socket_id]
-        self.core.path_removed(now_ms(), path_id, why)
+    def path_closed(self, path: OpenPath, why: str) -> None:
+        self.core.path_removed(now_ms(), path.info.id, why)
         self.plane.remove_socket(path.socket_id)
-        path.sockets.close()
+        path.transport.close()
+
+    def paths_changed(self) -> None:
+        self.driver.pump()
 
     # --- the data plane's observer ---
 
     def packet_received(self, socket_id: int, remote: tuple[str, int], data: bytes) -> None:
-        path_id = self._by_socket.get(socket_id)
-        if path_id is not None:
-            self.core.packet_received(now_ms(), path_id, data)
+        path = self.paths.by_socket(socket_id)
+        if path is not None:
+            self.core.packet_received(now_ms(), path.info.id, data)
             self.driver.pump()
 
     def heard_from_elsewhere(self, index: int, socket_id: int, remote: tuple[str, int]) -> None:
         """DATA of the session over a path that is not bound: it drains, nothing to do."""
 
     def socket_failed(self, socket_id: int, errno: int) -> None:
-        path_id = self._by_socket.get(socket_id)
-        if path_id is not None:
-            self._failed(path_id, errno)
+        path = self.paths.by_socket(socket_id)
+        if path is not None:
+            self._failed(path, errno)
             self.driver.pump()
 
     def send_failed(self, slot: int, errno: int) -> None:
-        bound = self.agent.bound
-        if bound is not None and errno not in _BUSY:
-            self._failed(bound.id, errno)
+        path = self.paths.get(self.bound_path() or "")
+        if path is not None and errno not in _BUSY:
+            self._failed(path, errno)
             self.driver.pump()
 
     def worker_died(self, name: str) -> None:
@@ -280,32 +194,34 @@ class ClientShell:
             self.core.path_failed(now_ms(), self.agent.bound.id, f"{name} worker died", True)
         self.driver.pump()
 
-    def _failed(self, path_id: str, code: int) -> None:
+    def _failed(self, path: OpenPath, code: int) -> None:
+        if path.info.transport != "udp":  # a connection has no moods
+            self.paths.lost(path, code)
+            return
         why = f"{errno.errorcode.get(code, code)}: {os.strerror(code)}"
-        self.core.path_failed(now_ms(), path_id, why, code in _CERTAIN)
+        self.core.path_failed(now_ms(), path.info.id, why, code in _CERTAIN)
 
     # --- effects ---
 
     def _send(self, effect: Send) -> None:
-        path = self._open.get(str(effect.to))
+        path = self.paths.get(str(effect.to))
         if path is None:
             return
         try:
-            path.sockets.send(effect.data)
+            path.transport.send(effect.data)
         except OSError as error:
             if error.errno not in _BUSY:
-                self._failed(path.info.id, error.errno or errno.EIO)
+                self._failed(path, error.errno or errno.EIO)
 
     def _bind_send(self, effect: BindSend) -> None:
-        path = self._open.get(str(effect.to))
+        path = self.paths.get(str(effect.to))
         if path is not None:
-            peer = path.sockets.peer
             self.plane.bind_send(
-                SLOT, effect.index, effect.suite, effect.key, path.socket_id, peer
+                SLOT, effect.index, effect.suite, effect.key, path.socket_id, path.transport.peer
             )
 
     def _bind_receive(self, effect: BindReceive) -> None:
-        path = self._open.get(str(effect.to))
+        path = self.paths.get(str(effect.to))
         if path is not None:
             self.plane.bind_receive(
                 SLOT, effect.index, effect.suite, effect.key, ANYWHERE, path.socket_id, None
@@ -326,8 +242,8 @@ class ClientShell:
         self.rates.sample(now, counters.tx_bytes, counters.rx_bytes)
         self.samples.sample(now, lambda: self._path_samples(now))
         if self._backlog.sample(now, counters.tx_bytes):
-            for path in self._open.values():
-                path.sockets.limit_unsent(self._backlog.limit)
+            for path in self.paths:
+                path.transport.limit_unsent(self._backlog.limit)
         self.core.traffic(
             now,
             Traffic(
@@ -379,7 +295,3 @@ def _sample_of(path: Path, now: float, wall: int) -> Sample:
 def _handshake(config: Config, peer: GatewayPeer) -> ClientHandshake:
     secret, psk = config.private_key, peer.preshared_key
     return ClientHandshake(secret, peer.public_key, psk, SystemEntropy())
-
-
-def _text(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

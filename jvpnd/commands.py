@@ -66,12 +66,12 @@ def client_handlers(shell: ClientShell, tun: Tun, events: EventLog) -> dict[str,
     return {
         "status": _plain(lambda _: status.client_status(shell, tun)),
         "sessions": _plain(sessions),
-        "paths": _plain(lambda _: status.client_paths(shell.agent)),
+        "paths": _plain(lambda _: status.client_paths(shell)),
         "switch": _plain(switch),
         "terminate": _plain(terminate),
         "record": record,
         "samples": _plain(lambda _: shell.samples.as_json()),
-        **_common(shell.core, shell.driver, shell.config, events),
+        **_common(shell.core, shell.driver, shell.config, events, shell.paths.refresh),
     }
 
 
@@ -107,8 +107,14 @@ def gateway_handlers(shell: GatewayShell, tun: Tun, events: EventLog) -> dict[st
 
 
 def _common(
-    core: Core, driver: CoreDriver, config: Config, events: EventLog
+    core: Core,
+    driver: CoreDriver,
+    config: Config,
+    events: EventLog,
+    applied: Callable[[], None] = lambda: None,
 ) -> dict[str, Handler]:
+    """`applied`: called when a policy was applied."""
+
     def apply(args: Args) -> Any:
         table = args.get("table")
         if not isinstance(table, dict):
@@ -120,6 +126,7 @@ def _common(
             raise Refused("POLICY_INVALID", f"policy.{error}") from None
         core.apply_policy(now_ms(), policy)
         driver.pump()
+        applied()
         return asdict(core.policy)
 
     def recent(args: Args) -> list[Any]:

@@ -11,6 +11,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from jvpnd.configendpoint import (
+    ENDPOINT_KEYS,
+    LISTEN_KEYS,
+    endpoint_of,
+    ip_of,
+    listen_of,
+    once,
+    proxy_of,
+    shown_endpoint,
+)
 from jvpnd.configfile import ConfigError, Table, read
 from jvpnd.core.messages import MAX_ADDRESSES
 from jvpnd.core.offloads import FEATURES, with_implied
@@ -18,6 +28,8 @@ from jvpnd.core.policy import Policy, PolicyError, shown
 from jvpnd.core.wire import MAX_LANES
 from jvpnd.host import default_lanes
 from jvpnd.keyfile import key_file, peer_key, preshared_key
+from jvpnd.transport.endpoint import Endpoint, Listen
+from jvpnd.transport.proxy import Proxy
 
 __all__ = [
     "Client",
@@ -26,12 +38,12 @@ __all__ = [
     "Endpoint",
     "GatewayPeer",
     "Interface",
+    "Listen",
     "Routes",
     "load",
 ]
 
 ROLES = ("client", "gateway")
-TRANSPORTS = ("udp",)  # those that this version can carry
 ROUTE_MODES = ("split", "full", "none")
 MAX_MTU = 9000
 MIN_MTU, MIN_MTU_IPV6 = 576, 1280  # RFC 791, RFC 8200 section 5
@@ -43,27 +55,13 @@ _ROLE_KEYS = {
     "gateway": ("listen", "client"),
 }
 _ALL_KEYS = (*_COMMON_KEYS, *_ROLE_KEYS["client"], *_ROLE_KEYS["gateway"])
-_ENDPOINT_KEYS = ("transport", "address", "port")
 _CLIENT_KEYS = ("name", "public_key", "address", "networks", "preshared_key_file")
 _NETWORKS_TEXT = 'networks like ["10.20.0.0/16"], host bits zero'
 _ADDRESS_TEXT = 'addresses with prefix length like ["10.77.0.1/24", "fd77::1/64"]'
 _IFNAME_TEXT = "1 to 15 letters, digits, '.', '_' or '-'"
-# The last label is not all digits: 203.0.113.300 is a mistyped address, not a name.
-_LABEL = r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)"
-_HOST_NAME = re.compile(rf"(?=.{{1,253}}$)({_LABEL}\.)*(?![0-9]+\.?$){_LABEL}\.?")
-
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _H = TypeVar("_H", bound=Hashable)
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where a gateway listens. `address` is an IP address or, on a client, perhaps a host name."""
-
-    transport: str
-    address: str
-    port: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +80,7 @@ class GatewayPeer:
     public_key: bytes
     endpoints: tuple[Endpoint, ...]
     preshared_key: bytes | None = field(default=None, repr=False)
+    proxy: Proxy | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +119,7 @@ class Config:
     gateway: GatewayPeer | None = None
     uplinks: tuple[str, ...] | None = None
     routes: Routes = Routes()
-    listen: tuple[Endpoint, ...] = ()
+    listen: tuple[Listen, ...] = ()
     clients: tuple[Client, ...] = ()
     disabled: frozenset[str] = frozenset()
     lanes: int = 1
@@ -154,8 +153,9 @@ def load_policy(file: Path) -> dict[str, Any]:
 
 def transports(config: Config) -> set[str]:
     """The transports that the configuration has endpoints for."""
-    endpoints = config.gateway.endpoints if config.gateway else config.listen
-    return {endpoint.transport for endpoint in endpoints}
+    if config.gateway is not None:
+        return {endpoint.transport for endpoint in config.gateway.endpoints}
+    return {listen.transport for listen in config.listen}
 
 
 # --- roles ---
@@ -169,13 +169,13 @@ def _client(top: Table) -> Config:
     name = _interface_name(table)
     routes = _routes(top.table("routes", ("mode", "networks", "kill_switch")))
     interface = Interface(name, _mtu(table, routes.networks))
-    keys = ("public_key", "endpoint", "preshared_key_file")
+    keys = ("public_key", "endpoint", "preshared_key_file", "proxy")
     peer = top.table("gateway", keys, required=True)
-    rows = peer.tables("endpoint", _ENDPOINT_KEYS, required=True)
-    endpoints = tuple(_endpoint(row, names=True) for row in rows)
-    _once(peer, "endpoint", map(_shown_endpoint, endpoints))
+    rows = peer.tables("endpoint", ENDPOINT_KEYS, required=True)
+    endpoints = tuple(map(endpoint_of, rows))
+    once(peer, "endpoint", (shown_endpoint(e.transport, e.address, e.port) for e in endpoints))
     policy = _policy(top, {endpoint.transport for endpoint in endpoints})
-    gateway = GatewayPeer(peer_key(peer, secret), endpoints, preshared_key(peer))
+    gateway = GatewayPeer(peer_key(peer, secret), endpoints, preshared_key(peer), proxy_of(peer))
     uplinks = _uplinks(top.table("uplinks", ("interfaces",)), name)
     return Config("client", node, interface, secret, policy, gateway, uplinks, routes)
 
@@ -185,10 +185,10 @@ def _gateway(top: Table) -> Config:
     table = top.table("interface", ("name", "mtu", "address"), required=True)
     own = [_own_address(table, text) for text in table.texts("address", _ADDRESS_TEXT)]
     addresses = tuple(each.with_prefixlen for each in own)
-    _once(table, "address", (str(each.ip) for each in own))
-    rows = top.tables("listen", _ENDPOINT_KEYS, required=True)
-    listen = tuple(_endpoint(row, names=False) for row in rows)
-    _once(top, "listen", map(_shown_endpoint, listen))
+    once(table, "address", (str(each.ip) for each in own))
+    rows = top.tables("listen", LISTEN_KEYS, required=True)
+    listen = tuple(map(listen_of, rows))
+    once(top, "listen", (shown_endpoint(e.transport, e.address, e.port) for e in listen))
     policy = _policy(top, {endpoint.transport for endpoint in listen})
     rows = top.tables("client", _CLIENT_KEYS)
     if len(rows) > MAX_CLIENTS:
@@ -211,7 +211,7 @@ def _listed_client(
         raise table.error("address", f"{len(texts)} of them", f"at most {MAX_ADDRESSES}")
     addresses = []
     for text in texts:
-        address = _ip(text)
+        address = ip_of(text)
         if address is None:
             raise table.error("address", f"{shown(text)} is not an address", allowed)
         network = next((each.network for each in own if address in each.network), None)
@@ -233,10 +233,10 @@ def _listed_client(
 
 def _check_clients_together(top: Table, clients: Collection[Client]) -> None:
     """A packet from or to an inner address must be one client's and nobody else's."""
-    _once(top, "client.name", (client.name for client in clients))
+    once(top, "client.name", (client.name for client in clients))
     keys = (base64.b64encode(client.public_key).decode() for client in clients)
-    _once(top, "client.public_key", keys)
-    _once(top, "client.address", (text for client in clients for text in client.address))
+    once(top, "client.public_key", keys)
+    once(top, "client.address", (text for client in clients for text in client.address))
     owned = [
         (ipaddress.ip_network(text), client.name) for client in clients for text in client.networks
     ]
@@ -272,7 +272,7 @@ def _disabled(table: Table) -> frozenset[str]:
     for name in names:
         if name not in FEATURES:
             raise table.error("disable", f"{shown(name)} is not known", allowed)
-    _once(table, "disable", names)
+    once(table, "disable", names)
     return with_implied(names)
 
 
@@ -294,7 +294,7 @@ def _uplinks(table: Table, own: str) -> tuple[str, ...] | None:
         _check_interface_name(table, "interfaces", name)
         if name == own:
             raise table.error("interfaces", f"{name} is the tunnel itself", "other interfaces")
-    _once(table, "interfaces", names)
+    once(table, "interfaces", names)
     return tuple(names)
 
 
@@ -317,25 +317,6 @@ def _mtu(table: Table, inside: Iterable[str]) -> int:
     return table.number("mtu", low, MAX_MTU, 1400)
 
 
-def _endpoint(table: Table, names: bool) -> Endpoint:
-    """One of the gateway's; `names`: as a client sees it, so host names are good too."""
-    transport = table.choice("transport", TRANSPORTS, "udp")
-    allowed = "an IP address or a host name" if names else "an IP address of this host, or ::"
-    text = table.text("address", allowed)
-    address = _ip(text)
-    if address is None and not (names and _HOST_NAME.fullmatch(text)):
-        raise table.error("address", f"{shown(text)} is not an address", allowed)
-    if address is not None:
-        if address.is_multicast or (names and address.is_unspecified):
-            raise table.error("address", f"{text} is not one host's", allowed)
-        text = str(address)
-    return Endpoint(transport, text, table.number("port", 1, 65535))
-
-
-def _shown_endpoint(endpoint: Endpoint) -> str:
-    return f"{endpoint.transport} {endpoint.address} port {endpoint.port}"
-
-
 # --- single values ---
 
 
@@ -345,22 +326,6 @@ def _name(table: Table, key: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", text):
         raise table.error(key, f"{shown(text)} is not a name", allowed)
     return text
-
-
-def _once(table: Table, key: str, values: Iterable[_H]) -> None:
-    seen: set[_H] = set()
-    for value in values:
-        if value in seen:
-            raise table.error(key, f"{value} is there twice", "each once")
-        seen.add(value)
-
-
-def _ip(text: str) -> _Address | None:
-    """An address without a scope; None for anything else."""
-    try:
-        return None if "%" in text else ipaddress.ip_address(text)
-    except ValueError:
-        return None
 
 
 def _is_host(address: _Address, network: _Network) -> bool:

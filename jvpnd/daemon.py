@@ -97,7 +97,9 @@ async def _serve(config: Config, runtime: Path) -> None:
             shell = ClientShell(config, tun, queues, network, events, runtime)
             server.handlers = commands.client_handlers(shell, tun, events)
         else:
-            shell = GatewayShell(config, tun, queues, network, events, MemoryTable())
+            shell = GatewayShell(
+                config, tun, queues, network, events, MemoryTable(), runtime
+            )
             server.handlers = commands.gateway_handlers(shell, tun, events)
         stack.push_async_callback(shell.stop)
         await shell.start()

@@ -5,14 +5,15 @@ from __future__ import annotations
 import errno
 import ipaddress
 import logging
-import os
 from collections.abc import Sequence
+from pathlib import Path
 
-from jvpnd.config import Client, Config, Endpoint
+from jvpnd.config import Client, Config
 from jvpnd.core.constants import SCAN_MS
 from jvpnd.core.effects import (
     BindReceive,
     BindSend,
+    Endpoint,
     Expect,
     Origin,
     ReleaseReceive,
@@ -22,6 +23,7 @@ from jvpnd.core.effects import (
     SessionUp,
     Swap,
     Unexpect,
+    Vouch,
 )
 from jvpnd.core.gateway import Gateway
 from jvpnd.core.peer import ClientEntry
@@ -29,6 +31,7 @@ from jvpnd.core.states import State
 from jvpnd.dataplane.counters import SLOTS
 from jvpnd.dataplane.plane import DataPlane
 from jvpnd.host import SystemEntropy, has_aes, now_ms
+from jvpnd.listeners import Listeners
 from jvpnd.net.routes import HostNetwork
 from jvpnd.net.tun import Tun
 from jvpnd.observe.log import EventLog
@@ -36,8 +39,6 @@ from jvpnd.rates import RateMeter
 from jvpnd.shell import CoreDriver
 from jvpnd.store.table import SessionTable
 from jvpnd.transport.backlog import Backlog
-from jvpnd.transport.group import SocketGroup
-from jvpnd.transport.udp import ListenError, open_listener
 
 _log = logging.getLogger("jvpnd")
 
@@ -53,6 +54,7 @@ class GatewayShell:
         network: HostNetwork,
         events: EventLog,
         table: SessionTable,
+        runtime: Path,
     ) -> None:
         """`queues`: the descriptors of the TUN, one a lane."""
         self.config = config
@@ -67,6 +69,7 @@ class GatewayShell:
             config.policy,
             SystemEntropy(),
             has_aes(config.disabled),
+            [Endpoint(each.transport, each.advertise, each.port) for each in config.listen],
         )
         self.driver = CoreDriver(
             self.core,
@@ -82,6 +85,7 @@ class GatewayShell:
                 SessionUp: self._session_up,
                 SessionDown: self._session_down,
                 Swap: self._swap,
+                Vouch: lambda e: self.listeners.vouch(e.origin.socket_id),
             },
             self._sample,
             SCAN_MS,
@@ -92,14 +96,7 @@ class GatewayShell:
         self.slots: dict[bytes, int] = {}
         self._free = list(range(SLOTS - 1, -1, -1))
         self._inner: dict[bytes, tuple[str, ...]] = {}
-        self._sockets = {
-            number: _open_listen(number, endpoint, len(queues))
-            for number, endpoint in enumerate(config.listen, start=1)
-        }
-        self.listening = {
-            number: f"{endpoint.transport}/{endpoint.address}:{endpoint.port}"
-            for number, endpoint in enumerate(config.listen, start=1)
-        }
+        self.listeners = Listeners(config.listen, len(queues), config.node, runtime)
 
     async def start(self) -> None:
         """Bring up the interface and the data plane, then listen."""
@@ -110,8 +107,7 @@ class GatewayShell:
         self._network.enable_forwarding()
         mtu = self.config.interface.mtu
         self.plane = await DataPlane.start(self._queues, self._tun.offloads, mtu, self)
-        for number, sockets in self._sockets.items():
-            self.plane.add_socket(number, sockets.descriptors())
+        self.listeners.start(self.plane)
         self.driver.pump()
 
     async def stop(self) -> None:
@@ -119,21 +115,24 @@ class GatewayShell:
         self.driver.stop()
         if hasattr(self, "plane"):  # the start may have failed before it
             await self.plane.close()
-        for sockets in self._sockets.values():
-            sockets.close()
+        await self.listeners.stop()
 
     # --- the data plane's observer ---
 
     def packet_received(self, socket_id: int, remote: tuple[str, int], data: bytes) -> None:
-        self.core.packet_received(now_ms(), Origin(socket_id, remote), data)
-        self.driver.pump()
+        origin = self.listeners.origin(socket_id, remote)
+        if origin is not None:
+            self.core.packet_received(now_ms(), origin, data)
+            self.driver.pump()
 
     def heard_from_elsewhere(self, index: int, socket_id: int, remote: tuple[str, int]) -> None:
-        self.core.heard_from_elsewhere(now_ms(), index, Origin(socket_id, remote))
-        self.driver.pump()
+        origin = self.listeners.origin(socket_id, remote)
+        if origin is not None:
+            self.core.heard_from_elsewhere(now_ms(), index, origin)
+            self.driver.pump()
 
     def socket_failed(self, socket_id: int, errno: int) -> None:
-        _log.debug("listening socket %d: %s", socket_id, os.strerror(errno))
+        self.listeners.failed(socket_id)
 
     def send_failed(self, slot: int, errno: int) -> None:
         """Counted by the worker; the session's own health decides."""
@@ -150,27 +149,35 @@ class GatewayShell:
 
     def _send(self, effect: Send) -> None:
         assert isinstance(effect.to, Origin)
-        sockets = self._sockets[effect.to.socket_id]
+        transport = self.listeners.transport(effect.to.socket_id)
+        if transport is None:  # a connection that has ended
+            return
         try:
-            sockets.send(effect.data, effect.to.remote)
+            transport.send(effect.data, effect.to.remote)
         except OSError as error:
             if error.errno != errno.EAGAIN:
                 _log.debug("cannot send to %s: %s", effect.to, error)
 
     def _bind_send(self, effect: BindSend) -> None:
         assert isinstance(effect.to, Origin)
-        slot = self.slots[effect.session_id]
-        to = effect.to
+        slot, to = self.slots[effect.session_id], effect.to
+        if self.listeners.transport(to.socket_id) is None:
+            self.plane.release_send(slot)  # never under the old binding
+            return
+        address = self.listeners.address_for(to)
         self.plane.bind_send(
-            slot, effect.index, effect.suite, effect.key, to.socket_id, to.remote
+            slot, effect.index, effect.suite, effect.key, to.socket_id, address
         )
 
     def _bind_receive(self, effect: BindReceive) -> None:
         assert isinstance(effect.to, Origin)
         slot, sources = self.slots[effect.session_id], self._inner[effect.session_id]
         to = effect.to
+        if self.listeners.transport(to.socket_id) is None:
+            return
+        address = self.listeners.address_for(to)
         self.plane.bind_receive(
-            slot, effect.index, effect.suite, effect.key, sources, to.socket_id, to.remote
+            slot, effect.index, effect.suite, effect.key, sources, to.socket_id, address
         )
 
     def _release_send(self, effect: ReleaseSend) -> None:
@@ -207,16 +214,7 @@ class GatewayShell:
             tx_bytes, rx_bytes = tx_bytes + counters.tx_bytes, rx_bytes + counters.rx_bytes
         self.rates.sample(now, tx_bytes, rx_bytes)
         if self._backlog.sample(now, tx_bytes):
-            for sockets in self._sockets.values():
-                sockets.limit_unsent(self._backlog.limit)
-
-
-def _open_listen(number: int, endpoint: Endpoint, lanes: int) -> SocketGroup:
-    """The sockets of one [[listen]]; ListenError names which."""
-    try:
-        return open_listener(endpoint.address, endpoint.port, lanes)
-    except ListenError as error:
-        raise ListenError(error.errno, f"listen[{number}]: {error}") from error
+            self.listeners.limit_unsent(self._backlog.limit)
 
 
 def _entry(client: Client, own: tuple[str, ...]) -> ClientEntry:

@@ -9,7 +9,7 @@ from jvpnd.client import SLOT, ClientShell
 from jvpnd.config import Config
 from jvpnd.core.client import ClientAgent
 from jvpnd.core.offloads import why_off
-from jvpnd.core.path import Path
+from jvpnd.core.path import Path, PathInfo
 from jvpnd.core.peer import Peer
 from jvpnd.core.session import Session
 from jvpnd.core.states import State
@@ -103,11 +103,26 @@ def _offloads(tun: Tun, config: Config) -> Json:
     return {"offloads": features, "offloads_off": why_off(features, config.disabled)}
 
 
-def client_paths(agent: ClientAgent) -> list[Json]:
-    """Every candidate, the bound one first."""
-    now = now_ms()
+def client_paths(shell: ClientShell) -> list[Json]:
+    """Every path, the bound one first, those that are not connected last."""
+    now, agent = now_ms(), shell.agent
     rows = sorted(agent.paths.values(), key=lambda path: (path is not agent.bound, path.id))
-    return [_path(agent, path, now) for path in rows]
+    pending = [_unconnected(info, why) for info, why in shell.paths.pending()]
+    return [*(_path(agent, path, now) for path in rows), *pending]
+
+
+def _unconnected(info: PathInfo, why: str) -> Json:
+    """A path that needs a connection and has none."""
+    facts = {"id": info.id, "transport": info.transport, "uplink": info.uplink}
+    unknown = ("rtt_ms", "loss", "loss_up", "loss_down", "jitter_ms", "last_heard_ms")
+    return {
+        **facts,
+        "local": info.local,
+        "remote": info.remote,
+        "state": "closed",
+        "why": why,
+        **dict.fromkeys(unknown),
+    }
 
 
 def client_session(agent: ClientAgent) -> Json | None:
@@ -134,7 +149,7 @@ def client_status(shell: ClientShell, tun: Tun) -> Json:
         "state": str(agent.session.state) if agent.session else str(State.BIRTH),
         "session": client_session(agent),
         "resting": agent.is_resting,
-        "paths": client_paths(agent),
+        "paths": client_paths(shell),
         "traffic": _traffic(shell.plane, [SLOT], agent.dropped) | _rates(shell.rates),
         "policy_version": agent.policy.version,
         "interface": tun.name,
@@ -148,7 +163,7 @@ def gateway_session(shell: GatewayShell, peer: Peer) -> Json:
         "path": f"{peer.transport}/{peer.origin}",
         "transport": peer.transport,
         "uplink": None,
-        "local": shell.listening[peer.origin.socket_id],
+        "local": shell.listeners.label(peer.origin.socket_id),
         "remote": str(peer.origin),
     }
     now = now_ms()
@@ -175,12 +190,17 @@ def gateway_status(shell: GatewayShell, tun: Tun) -> Json:
         "role": "gateway",
         "node": shell.config.node,
         "state": "LISTENING",
-        "listen": list(shell.listening.values()),
+        "listen": shell.listeners.labels(),
+        "connections": shell.listeners.connections(),
         "session": None,
         "sessions": gateway_sessions(shell),
         "clients_configured": len(shell.config.clients),
         "paths": [],
-        "traffic": _traffic(shell.plane, list(shell.slots.values()), shell.core.dropped)
+        "traffic": _traffic(
+            shell.plane,
+            list(shell.slots.values()),
+            {**shell.core.dropped, **shell.listeners.dropped},
+        )
         | _rates(shell.rates),
         "policy_version": shell.core.policy.version,
         "interface": tun.name,

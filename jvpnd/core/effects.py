@@ -21,8 +21,12 @@ class Origin:
     transport: str = "udp"
 
     def __str__(self) -> str:
-        host, port = self.remote
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return host_port(*self.remote)
+
+
+def host_port(host: str, port: int) -> str:
+    """An address and a port as people write them."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 # A client names the path it sends over, a gateway the origin it answers to.

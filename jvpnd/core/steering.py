@@ -34,6 +34,7 @@ class Steering:
         self._recovery = recovery
         self._not_before_ms = 0.0
         self._denied: Reason | None = None  # told already
+        self._wanted: str | None = None  # by the operator: stayed on for as long as it is well
 
     # --- the operator ---
 
@@ -56,6 +57,7 @@ class Steering:
         if refusal is not None:
             self._tell_denied(session, target, refusal)
             return refusal
+        self._wanted = path_id
         self.move(now_ms, target, {"why": "operator"})
         return None
 
@@ -83,7 +85,7 @@ class Steering:
         """Back to a preferred uplink or transport, once a path there has been steady."""
         state = self._state
         target = choice.home(bound, state.others(), state.policy, now_ms)
-        if target is None:
+        if target is None or bound.id == self._wanted:
             return
         if state.is_steady(now_ms, target):
             steady_ms = round(now_ms - target.steady_since_ms)
@@ -120,6 +122,8 @@ class Steering:
 
     def move(self, now_ms: float, target: Path, details: dict[str, object]) -> None:
         """Make before break, whatever the bounds."""
+        if target.id != self._wanted:
+            self._wanted = None
         self._births.cancel_rekey(now_ms)
         ordered = {"to_path": target.id, **details}
         self._recovery.move(now_ms, target, Event.SWITCH_ORDERED, ordered)

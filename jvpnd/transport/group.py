@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Final
 
 from jvpnd.core.wire import PacketType
+from jvpnd.dataplane.plane import DataPlane
 from jvpnd.transport.backlog import MIN_BYTES, limit_unsent, send_ahead
 
 _SO_ATTACH_REUSEPORT_CBPF: Final = 51  # asm-generic/socket.h
@@ -36,9 +37,6 @@ class SocketGroup:
     sockets: tuple[socket.socket, ...]
     peer: tuple[str, int] | None = None
 
-    def descriptors(self) -> list[int]:
-        return [sock.fileno() for sock in self.sockets]
-
     def send(self, data: bytes, remote: tuple[str, int] | None = None) -> None:
         """Send to `remote`, by default to the peer. Raises OSError."""
         send_ahead(self.sockets[0], data, remote or self.peer)
@@ -47,6 +45,10 @@ class SocketGroup:
         """Let so many bytes wait unsent, in all sockets together unless that is too few for one."""
         for sock in self.sockets:
             limit_unsent(sock, max(limit // len(self.sockets), MIN_BYTES))
+
+    def hand_to(self, plane: DataPlane, socket_id: int) -> None:
+        """Let the data plane use them, under this number."""
+        plane.add_socket(socket_id, [sock.fileno() for sock in self.sockets], self.peer)
 
     def close(self) -> None:
         for sock in self.sockets:

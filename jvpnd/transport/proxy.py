@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import SplitResult, unquote_to_bytes, urlsplit
+from urllib.request import getproxies_environment
 
 MAX_HEADER: Final = 8192
 MAX_REASON: Final = 100
@@ -45,6 +46,12 @@ def parse_proxy(url: str) -> Proxy:
     if parts.path not in ("", "/") or parts.query or parts.fragment:
         raise ValueError(f"something behind the port; {_ALLOWED}")
     return Proxy(host, _port_of(parts), _basic(parts.username, parts.password))
+
+
+def from_environment() -> Proxy | None:
+    """What https_proxy says, as other programs understand it. Raises ValueError."""
+    url = getproxies_environment().get("https")
+    return parse_proxy(url if "://" in url else f"http://{url}") if url else None
 
 
 def _port_of(parts: SplitResult) -> int:

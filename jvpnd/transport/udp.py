@@ -14,6 +14,7 @@ import ipaddress
 import os
 import socket
 
+from jvpnd.core.effects import host_port
 from jvpnd.transport.backlog import MIN_BYTES, limit_unsent
 from jvpnd.transport.group import SocketGroup, bind_group
 
@@ -37,6 +38,18 @@ class PathError(SocketError):
 
 class ListenError(SocketError):
     """The gateway cannot listen there: the port is taken or the address is not on this host."""
+
+    @classmethod
+    def of(cls, protocol: str, address: str, port: int, error: OSError) -> ListenError:
+        """What the kernel said about listening there."""
+        code = error.errno or errno.EIO
+        reasons = {
+            errno.EADDRINUSE: "another program has this port",
+            errno.EADDRNOTAVAIL: "this host has no such address",
+            errno.EACCES: "no permission for a port below 1024",
+        }
+        reason = reasons.get(code, os.strerror(code))
+        return cls(code, f"cannot listen on {protocol} {host_port(address, port)}: {reason}")
 
 
 def open_path(
@@ -73,7 +86,7 @@ def open_path(
         return SocketGroup(bind_group(prepare, (source, 0), lanes), remote)
     except OSError as error:
         code = error.errno or errno.EIO
-        where = f"{uplink} ({source}) to {_text(*remote)}"
+        where = f"{uplink} ({source}) to {host_port(*remote)}"
         raise PathError(code, f"no path over {where}: {os.strerror(code)}") from error
 
 
@@ -90,17 +103,7 @@ def open_listener(address: str, port: int, lanes: int = 1) -> SocketGroup:
             bind_group(lambda: _new_socket(address, dual), (address, port), lanes)
         )
     except OSError as error:
-        raise _listen_error(address, port, error.errno or errno.EIO) from error
-
-
-def _listen_error(address: str, port: int, code: int) -> ListenError:
-    reasons = {
-        errno.EADDRINUSE: "another program has this port",
-        errno.EADDRNOTAVAIL: "this host has no such address",
-        errno.EACCES: "no permission for a port below 1024",
-    }
-    reason = reasons.get(code, os.strerror(code))
-    return ListenError(code, f"cannot listen on UDP {_text(address, port)}: {reason}")
+        raise ListenError.of("UDP", address, port, error) from error
 
 
 def _new_socket(address: str, dual: bool) -> socket.socket:
@@ -133,7 +136,3 @@ def _tune(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BYTES)
     except PermissionError:  # no CAP_NET_ADMIN: as much as the sysctl allows
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
-
-
-def _text(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,6 +21,8 @@ from lab.topology import OUTSIDE
 
 Event = dict[str, Any]
 PORT = 7700
+PORTS = {"udp": PORT, "tcp": PORT, "tls": 443, "quic": 443}
+UDP = ("udp",)
 INNER = {"gateway": ("10.77.0.1", "fd77::1"), "client": ("10.77.0.2", "fd77::2")}
 
 
@@ -172,7 +174,20 @@ class Daemon:
         return int(self.events()[-1]["seq"])
 
 
-def gateway_config(client_publics: dict[str, str], outside: str, policy: str = "") -> str:
+def _endpoints(table: str, transports: Iterable[str], outside: str) -> str:
+    rows = (
+        f'[[{table}]]\ntransport = "{each}"\naddress = "{outside}"\nport = {PORTS[each]}\n'
+        for each in transports
+    )
+    return "".join(rows)
+
+
+def gateway_config(
+    client_publics: dict[str, str],
+    outside: str,
+    policy: str = "",
+    transports: Iterable[str] = UDP,
+) -> str:
     """A gateway for these clients: the first gets .2, the next .3 and so on."""
     clients = "".join(
         f'[[client]]\nname = "{name}"\npublic_key = "{public}"\n'
@@ -183,20 +198,25 @@ def gateway_config(client_publics: dict[str, str], outside: str, policy: str = "
         'role = "gateway"\nnode = "gw1"\n'
         '[interface]\nname = "jvpn0"\naddress = ["10.77.0.1/24", "fd77::1/64"]\n'
         '[identity]\nprivate_key_file = "private.key"\n'
-        f'[[listen]]\ntransport = "udp"\naddress = "{outside}"\nport = {PORT}\n'
+        f"{_endpoints('listen', transports, outside)}"
         f"{clients}[policy]\n{policy}"
     )
 
 
 def client_config(
-    gateway_public: str, outside: str, policy: str = "", routes: str = "", uplinks: str = ""
+    gateway_public: str,
+    outside: str,
+    policy: str = "",
+    routes: str = "",
+    uplinks: str = "",
+    transports: Iterable[str] = UDP,
 ) -> str:
     return (
         'role = "client"\nnode = "laptop"\n'
         '[interface]\nname = "jvpn0"\n'
         '[identity]\nprivate_key_file = "private.key"\n'
         f'[gateway]\npublic_key = "{gateway_public}"\n'
-        f'[[gateway.endpoint]]\ntransport = "udp"\naddress = "{outside}"\nport = {PORT}\n'
+        f"{_endpoints('gateway.endpoint', transports, outside)}"
         f"{uplinks}{routes}[policy]\n{policy}"
     )
 
@@ -217,19 +237,32 @@ class Pair:
         client_policy: str = "",
         gateway_policy: str = "",
         routes: str = "",
+        transports: Iterable[str] = UDP,
+        client_transports: Iterable[str] | None = None,
         others: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """`others`: public keys, by name, of more clients that the gateway lists."""
+        """`others`: public keys, by name, of more clients that the gateway lists.
+
+        The client is configured with `client_transports`, if that is not all of `transports`.
+        """
         outside = OUTSIDE[version]
         self.gateway_keys, self.client_keys = key_pair(), key_pair()
         self.gateway = Daemon(
             gateway,
-            gateway_config({"laptop": self.client_keys[1], **others}, outside, gateway_policy),
+            gateway_config(
+                {"laptop": self.client_keys[1], **others}, outside, gateway_policy, transports
+            ),
             self.gateway_keys[0],
         )
         self.client = Daemon(
             client,
-            client_config(self.gateway_keys[1], outside, client_policy, routes),
+            client_config(
+                self.gateway_keys[1],
+                outside,
+                client_policy,
+                routes,
+                transports=transports if client_transports is None else client_transports,
+            ),
             self.client_keys[0],
         )
 

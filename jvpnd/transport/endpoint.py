@@ -1,0 +1,30 @@
+"""Where a gateway can be reached: as a client calls it, and as a gateway listens there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """`address` is an IP address or, on a client, perhaps a host name. `server_name` and `alpn` are
+    what TLS and QUIC show on the wire."""
+
+    transport: str
+    address: str
+    port: int
+    server_name: str | None = None
+    alpn: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """`pem`: certificates and their key, for TLS and QUIC; None: one that is made. `advertise`: the
+    address that clients are told, "" for the one by which they have come."""
+
+    transport: str
+    address: str
+    port: int
+    alpn: tuple[str, ...] = ()
+    pem: bytes | None = field(default=None, repr=False)
+    advertise: str = ""
