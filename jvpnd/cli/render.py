@@ -49,11 +49,13 @@ def sessions(rows: Sequence[Json]) -> str:
 
 
 def paths(rows: Sequence[Json]) -> str:
-    """One path a line, the bound one first as the daemon sorts them."""
+    """One path a line, the bound one first as the daemon sorts them; then why some are closed."""
     if not rows:
         return "no paths: no uplink is up, or the gateway's name does not resolve"
     header = ["PATH", "STATE", "RTT", "LOSS", "UP", "DOWN", "JITTER", "HEARD", "LOCAL"]
-    return table(header, [_path_row(row) for row in rows])
+    shown = table(header, [_path_row(row) for row in rows])
+    closed = [f"  {clean(row['id'])}: {clean(row['why'])}" for row in rows if row.get("why")]
+    return "\n".join([shown, *([""] if closed else []), *closed])
 
 
 def policy(answer: Json) -> str:
