@@ -136,6 +136,7 @@ class ClientShell:
         self.core.terminate(now_ms())
         self.driver.pump()
         self.driver.stop()
+        self.paths.freeze()
         await self._watcher.close()
         await self._changes.close()
         if hasattr(self, "plane"):  # the start may have failed before it
@@ -147,6 +148,10 @@ class ClientShell:
     @property
     def policy(self) -> Policy:
         return self.agent.policy
+
+    @property
+    def is_resting(self) -> bool:
+        return self.agent.is_resting
 
     def bound_path(self) -> str | None:
         return self.agent.bound.id if self.agent.bound is not None else None

@@ -39,7 +39,7 @@ MAX_CONNECTIONS: Final = 4096
 MAX_STRANGERS: Final = 256
 MAX_OF_SOURCE: Final = 32  # strangers
 STRANGER_S: Final = 10.0
-SILENT_S: Final = 60.0  # of a connection that a session has used
+SILENT_S: Final = 600.0  # of a connection that a session has used: metered ones are probed seldom
 ACCEPTS_A_TURN: Final = 16
 SWEEP_S: Final = 1.0
 
@@ -231,17 +231,15 @@ class Listeners:
     def _take(self, number: int, sock: socket.socket, remote: tuple[str, int]) -> None:
         if not self._admits(remote):
             return
+        over_tls = self._listen[number].transport == "tls"
         try:
             sock.setblocking(False)
             tune(sock)
-            stream = sock.dup()
-            if self._listen[number].transport == "tls":
-                stream.close()
-                stream = self._through_relay(number, sock)
+            stream = Stream(self._through_relay(number, sock) if over_tls else sock.dup())
         except OSError:  # out of descriptors, or over already
             self.dropped["connection not accepted"] += 1
             return
-        self._add(next(self._numbers), number, remote, Stream(stream))
+        self._add(next(self._numbers), number, remote, stream)
 
     def _through_relay(self, number: int, sock: socket.socket) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)

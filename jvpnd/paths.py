@@ -69,6 +69,9 @@ class PathUser(Protocol):
 
     @property
     def policy(self) -> Policy: ...
+    @property
+    def is_resting(self) -> bool:
+        """Whether it wants no session by itself."""
 
     def bound_path(self) -> str | None:
         """The path that carries the session, if any."""
@@ -127,10 +130,14 @@ class ClientPaths:
         self._learned = endpoints
         self._loop.call_soon(self.refresh)
 
-    async def close(self) -> None:
+    def freeze(self) -> None:
+        """Open and close nothing any more."""
         self._closed = True
         if self._again is not None:
             self._again.cancel()
+
+    async def close(self) -> None:
+        self.freeze()
         tasks = [*self._dialing.values(), *([self._resolver] if self._resolver else [])]
         for task in tasks:
             task.cancel()
@@ -251,6 +258,8 @@ class ClientPaths:
     def _worth_connecting(self, wanted: dict[str, _Wanted]) -> set[str]:
         """Of the paths that need a connection those that should have one now."""
         policy, bound = self._user.policy, self._user.bound_path()
+        if self._user.is_resting:
+            return set()
         infos = [row.info for row in wanted.values() if row.info.transport != "udp"]
         if self._seeking:
             allowed = [info for info in infos if policy.allows(info.transport, info.uplink)]
@@ -315,6 +324,8 @@ class ClientPaths:
 
     def lost(self, path: OpenPath, number: int) -> None:
         """Its connection has ended."""
+        if self._closed:
+            return
         why = f"connection lost: {errno.errorcode.get(number, str(number))}"
         if self._loop.time() - path.opened_s > MAX_RETRY_S:  # it was a good one
             self._troubles.pop(path.info.id, None)

@@ -11,9 +11,10 @@ from lab.daemons import INNER, ONLY_ETH0, Pair, disabling
 import jvpnd
 from bench.link import Link
 from bench.peers.base import Peer, Tunnel
-from jvpnd.config import TRANSPORTS
+from jvpnd.core.messages import TRANSPORTS
 from jvpnd.core.wire import Suite
 from jvpnd.host import has_aes
+from jvpnd.transport import quic
 
 # A suite's name in `jvpn-udp-...` and in labels; the gateway's configuration that makes it pick it.
 SUITES = {
@@ -39,13 +40,20 @@ class Jvpn(Peer):
         return jvpnd.__version__
 
     def missing(self) -> str:
-        wanting = self._suite == Suite.AES_256_GCM and not has_aes()
-        return "this CPU has no AES instructions" if wanting else ""
+        if self._suite == Suite.AES_256_GCM and not has_aes():
+            return "this CPU has no AES instructions"
+        return quic.missing() if self._transport == "quic" else ""
 
     @contextlib.contextmanager
     def start(self, link: Link) -> Iterator[Tunnel]:
         config = self._gateway_config
-        pair = Pair(link.client, link.gateway, gateway_policy=config, routes=ONLY_ETH0)
+        pair = Pair(
+            link.client,
+            link.gateway,
+            gateway_policy=config,
+            routes=ONLY_ETH0,
+            transports=(self._transport,),
+        )
         with pair:
             if self._lanes:
                 pair.client.use_lanes(self._lanes)
@@ -65,6 +73,7 @@ class Jvpn(Peer):
 
 
 def variants() -> list[Peer]:
-    """Every transport with every suite, and what a second lane makes of the fastest."""
-    found: list[Peer] = [Jvpn(transport, suite) for transport in TRANSPORTS for suite in SUITES]
+    """UDP with every suite and with a second lane, and the other transports."""
+    found: list[Peer] = [Jvpn("udp", suite) for suite in SUITES]
+    found += [Jvpn(each, Suite.AES_256_GCM) for each in TRANSPORTS if each != "udp"]
     return [*found, Jvpn("udp", Suite.AES_256_GCM, lanes=2)]
