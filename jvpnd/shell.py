@@ -53,6 +53,7 @@ class CoreDriver:
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._pumping = False
+        self._stopped = False
 
     def pump(self) -> None:
         """Perform what the core wants done. Inputs made meanwhile are taken in the same turn."""
@@ -70,6 +71,8 @@ class CoreDriver:
     def _schedule(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        if self._stopped:
+            return
         now = now_ms()
         delay_ms = min(self._core.next_timer_ms(now) - now, self._look_every_ms)
         self._timer = self._loop.call_later(delay_ms / 1000, self._wake)
@@ -82,6 +85,8 @@ class CoreDriver:
         self.pump()
 
     def stop(self) -> None:
+        """No more timers; what comes in while all is taken down is still worked off."""
+        self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
