@@ -31,8 +31,6 @@ from jvpnd.core.wire import KEY_LEN
 from jvpnd.observe.chart import path_samples
 from jvpnd.observe.page import page
 from jvpnd.observe.timeline import timeline as make_timeline
-from jvpnd.recording.player import RecordingError
-from jvpnd.recording.player import replay as run_recording
 
 EXIT_REFUSED = 1
 EXIT_USAGE = 2
@@ -277,12 +275,14 @@ def replay(options: Options, file: Path) -> None:
 
     Exit status 0 if every decision comes out identical, 1 with the first difference if not.
     """
+    from jvpnd.recording import player  # the whole core; only here is it needed
+
     try:
         with file.open(encoding="utf-8", errors="replace") as lines:
-            found = run_recording(lines)
+            found = player.replay(lines)
     except OSError as error:
         _fail(ValueError(f"{file}: {error.strerror}"), EXIT_USAGE)
-    except RecordingError as error:
+    except player.RecordingError as error:
         _fail(ValueError(f"{file}: {error}"), EXIT_USAGE)
     options.show(asdict(found), lambda _: render.replay(found))
     if found.difference is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jvpnd.cli.text import (
     NONE,
@@ -23,7 +23,9 @@ from jvpnd.cli.text import (
     table,
 )
 from jvpnd.observe.timeline import LIMITS, Recovery, SessionTimeline, Timeline
-from jvpnd.recording.player import Replay
+
+if TYPE_CHECKING:  # the whole core would be half of the start of jvpnctl
+    from jvpnd.recording.player import Replay
 
 Json = Mapping[str, Any]
 

@@ -137,7 +137,7 @@ class _End(ABC):
 
     def receive(self, now_ms: int, source: Whereabouts, data: bytes) -> None:
         self.now_ms = now_ms
-        if data[:1] == bytes([PacketType.DATA]):
+        if data and data[0] == PacketType.DATA:
             self._data(_destination(source), data)
         else:
             self.core.packet_received(now_ms, _destination(source), data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
@@ -23,6 +24,11 @@ from jvpnd.core.wire import (
 HELD_MAX = 128
 _REPORT = struct.Struct("<II")  # records that came, and those missing below the highest
 _CIPHERS = {Suite.AES_256_GCM: AESGCM, Suite.CHACHA20_POLY1305: ChaCha20Poly1305}
+
+
+@lru_cache(256)
+def _cipher(suite: Suite, key: bytes) -> AESGCM | ChaCha20Poly1305:
+    return _CIPHERS[suite](key)
 
 
 @dataclass
@@ -103,7 +109,7 @@ class Plane:
         sending.counter += 1
         self.ledger.note(binding.key, counter)
         clear = HEADER.pack(PacketType.DATA, 0, 0, binding.index, counter)
-        cipher = _CIPHERS[binding.suite](binding.key)
+        cipher = _cipher(binding.suite, binding.key)
         self.tx, self.last_tx_ms = self.tx + 1, now_ms
         report = _REPORT.pack(*self.report())
         return binding.to, clear + cipher.encrypt(data_nonce(0, counter), report + plain, clear)
@@ -117,17 +123,17 @@ class Plane:
 
     def open(self, now_ms: int, source: Destination, packet: bytes) -> tuple[bytes, bytes] | None:
         """(session id, plain text), None for what is dropped or held."""
-        if decode_sealed_header(packet) is None:
+        header = decode_sealed_header(packet)
+        if header is None:
             return None
-        index = _index(packet)
+        index, counter = header.index, header.counter
         receiving = self.receiving.get(index)
         if receiving is None:
             if index in self.expected and len(self.held) < HELD_MAX:
                 self.held.append((source, packet))
             return None
         binding = receiving.binding
-        counter: int = HEADER.unpack_from(packet)[4]
-        cipher = _CIPHERS[binding.suite](binding.key)
+        cipher = _cipher(binding.suite, binding.key)
         try:
             plain = cipher.decrypt(
                 data_nonce(0, counter), packet[HEADER_LEN:], packet[:HEADER_LEN]

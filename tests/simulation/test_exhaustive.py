@@ -131,7 +131,8 @@ def search(what: Search) -> Found:
 def _tried(
     what: Search, seen: set[object], found: Found, story: tuple[str, ...], origin: bytes
 ) -> bytes | None:
-    """The world after the last action of `story`, None where it has been seen or cannot be."""
+    """The world after the last action of `story`, None where it has been seen or cannot be. Where
+    nothing follows, it is not kept."""
     world = SmallWorld.now = thaw(origin)
     try:
         if step(world, story[-1]) is None:
@@ -143,7 +144,7 @@ def _tried(
         seen.add(same)
         found.worlds += 1
         found.states.add(states(world))
-        frozen = freeze(world)
+        frozen = freeze(world) if len(story) < what.depth else b""
         if len(story) <= what.mended and not world.agent.is_resting:
             assert world.mend(MENDED_WITHIN_MS), "all is well again, and nothing comes of it"
     except Exception as error:  # a bug of the core raises whatever it likes
