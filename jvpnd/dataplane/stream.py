@@ -113,31 +113,52 @@ class StreamWriter:
 
     def send(self, data: Sequence[memoryview]) -> None:
         """Send one packet, in pieces. BlockingIOError: nothing of it was taken; OSError."""
-        if self._rest and not self._push():
+        # The feed has waited as long as we have, and has the probes.
+        if self._rest and not self._go_on(1):
             raise BlockingIOError
-        length = sum(map(len, data))
-        pieces: list[bytes | memoryview] = [STREAM_LENGTH.pack(length), *data]
-        sent = self.stream.sendmsg(pieces, (), _FLAGS)
-        if sent < _PREFIX + length:
-            self._rest = memoryview(b"".join(pieces))[sent:]
-            self._look_at(self.stream, select.EPOLLOUT)
+        self._begin([STREAM_LENGTH.pack(sum(map(len, data))), *data])
 
     def ready(self) -> None:
         """The stream takes more, or the feed has something. That the stream is over is told by who
         reads it."""
         with contextlib.suppress(OSError):
-            for _ in range(FEEDS_A_TURN):
-                if self._rest and not self._push():
-                    return
-                packet = self._feed.recv(MAX_PACKET, socket.MSG_DONTWAIT)
-                if not packet:  # control has given it up, and says so in a moment
-                    return
-                self.send((memoryview(packet),))
+            self._go_on(FEEDS_A_TURN)
 
     def close(self) -> None:
         self._poll.unregister(self._polled)
         self._feed.close()
         self.stream.close()
+
+    def _go_on(self, most: int) -> bool:
+        """Send what is left of a packet, then at most so many of the feed's; whether the stream has
+        taken it all."""
+        if self._rest and not self._push():
+            return False
+        for _ in range(most):
+            try:
+                packet = self._feed.recv(MAX_PACKET, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                break
+            if not packet:  # control has given it up, and says so in a moment
+                break
+            pieces = [STREAM_LENGTH.pack(len(packet)), packet]
+            try:
+                self._begin(pieces)
+            except BlockingIOError:
+                self._keep(pieces, 0)
+            if self._rest:
+                return False
+        return True
+
+    def _begin(self, pieces: Sequence[bytes | memoryview]) -> None:
+        """Send what the stream takes of a packet, which is something, or BlockingIOError."""
+        sent = self.stream.sendmsg(pieces, (), _FLAGS)
+        if sent < sum(map(len, pieces)):
+            self._keep(pieces, sent)
+
+    def _keep(self, pieces: Sequence[bytes | memoryview], sent: int) -> None:
+        self._rest = memoryview(b"".join(pieces))[sent:]
+        self._look_at(self.stream, select.EPOLLOUT)
 
     def _push(self) -> bool:
         """Send what is left of a packet; whether all of it went out."""
