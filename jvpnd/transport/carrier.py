@@ -7,7 +7,7 @@ import socket
 from typing import Final, Protocol
 
 from jvpnd.dataplane.plane import DataPlane
-from jvpnd.transport.backlog import MIN_BYTES, limit_unsent
+from jvpnd.transport.backlog import MIN_BYTES, limit_unsent, send_ahead
 
 _TCP_NOTSENT_LOWAT: Final = 25  # linux/tcp.h
 _FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
@@ -42,10 +42,12 @@ class Stream:
     def __init__(self, stream: socket.socket) -> None:
         self._stream = stream
         self._feed, self._intake = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for each in (stream, self._feed, self._intake):  # whoever does not read holds up nobody
+            each.setblocking(False)
         self.limit_unsent(MIN_BYTES)
 
     def send(self, data: bytes, remote: tuple[str, int] | None = None) -> None:
-        self._feed.send(data, _FLAGS)
+        send_ahead(self._feed, data)  # other lanes may have filled it
 
     def limit_unsent(self, limit: int) -> None:
         if self._stream.family == socket.AF_UNIX:
