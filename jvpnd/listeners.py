@@ -82,6 +82,8 @@ class Listeners:
         self._plane: DataPlane | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self.dropped: Counter[str] = Counter()
+        if any(each.transport != "udp" for each in listen):
+            _make_room()
         try:
             for number, each in self._listen.items():
                 self._open(number, each, lanes)
@@ -106,7 +108,6 @@ class Listeners:
         for number, group in self._udp.items():
             group.hand_to(plane, number)
         if self._sockets:
-            _make_room()
             self._sweep()
         for number, sock in self._sockets.items():
             self._begin(number, sock)
@@ -337,6 +338,6 @@ def _shown(listen: Listen) -> str:
 
 
 def _make_room() -> None:
-    """A connection takes several descriptors."""
+    """A connection takes several descriptors, also of the workers, which are to inherit this."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(_DESCRIPTORS, hard), hard))
