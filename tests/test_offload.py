@@ -34,6 +34,7 @@ from .workers import (
     receiver,
     relay_pair,
     sender,
+    stream_pair,
     udp_pair,
 )
 
@@ -169,7 +170,7 @@ def contents(
     by_record: dict[tuple[int, ...], list[bytes]] = {}
     for record, datagram in zip(records_of(datagrams), datagrams, strict=True):
         by_record.setdefault(record, []).append(datagram)
-    with receiver(*ways.sessions, offloads=ways.down, pair=ways.pair) as to:
+    with receiver(*ways.sessions, offloads=ways.down, pair=ways.pair, few=ways.few) as to:
         packets = {
             record: received(to.take([parts]), ways.down) for record, parts in by_record.items()
         }
@@ -182,7 +183,9 @@ def sent(frames: Sequence[bytes], ways: Ways) -> tuple[list[bytes], list[bytes]]
     datagrams: list[bytes] = []
     expected: list[bytes] = []
     for lane in range(ways.lanes):
-        with sender(*ways.sessions, offloads=ways.up, lane=lane, pair=ways.pair) as out:
+        limit = ways.limits[0] if ways.limits else None
+        more: dict[str, Any] = {"offloads": ways.up, "lane": lane, "few": ways.few}
+        with sender(*ways.sessions, pair=ways.pair, limit=limit, **more) as out:
             mine = [frame for frame in frames if flow_of(frame[10:])[-1] % ways.lanes == lane]
             packets = [packet for frame in mine for packet in kernel.on_the_wire(frame)]
             out.set_mtu(ways.mtu)
@@ -191,7 +194,16 @@ def sent(frames: Sequence[bytes], ways: Ways) -> tuple[list[bytes], list[bytes]]
                 out.hear_of_no_loss(0)
                 datagrams += out.send(handed[:1])
                 del handed[:1]
-            datagrams += out.send(handed)
+            if ways.few:  # one after the other: what a full stream does not take is lost
+                datagrams += [part for frame in handed for part in out.send([frame])]
+            elif ways.limits:
+                for number, limit in enumerate(ways.limits):
+                    out.set_limit(limit)
+                    some = out.send(handed[number :: len(ways.limits)])
+                    assert max(map(len, some), default=0) <= limit
+                    datagrams += some
+            else:
+                datagrams += out.send(handed)
             assert out.drops() == {}
             assert (out.packets(), out.octets()) == (len(packets), sum(map(len, packets)))
             expected += packets
@@ -235,6 +247,8 @@ class Ways:
     pair: Pairing = udp_pair
     mtu: int = stack.MTU
     clean: bool = False  # the peer has told of no loss: records may span datagrams
+    few: int = 0  # the stream takes, and brings, so many bytes at a time
+    limits: tuple[int, ...] = ()  # what the relay carries, one after the other
 
 
 def one_client(**more: Any) -> Ways:
@@ -371,6 +385,46 @@ def test_records_of_any_length_span_whole_datagrams() -> None:
 @settings(max_examples=20, deadline=None)
 def test_all_packets_arrive_in_order_through_a_relay(frames: list[bytes]) -> None:
     carry(frames, Network(), one_client(pair=relay_pair))
+
+
+@given(_frames, st.just(0) | st.integers(1000, 20_000))
+@settings(max_examples=30, deadline=None)
+def test_all_packets_arrive_in_order_over_a_stream(frames: list[bytes], few: int) -> None:
+    """However few bytes it takes at a time."""
+    carry(frames, Network(), one_client(pair=stream_pair, few=few))
+
+
+@given(_frames, _offloads, _offloads)
+@settings(max_examples=20, deadline=None)
+def test_ends_without_some_offloads_make_the_same_packets_over_a_stream(
+    frames: list[bytes], up: Offloads, down: Offloads
+) -> None:
+    carry(frames, Network(), two_sessions(pair=stream_pair, up=up, down=down))
+
+
+_limits = st.sampled_from([1024, 1170, 1250, 1442, 9000])
+
+
+@given(_small, st.lists(_limits, min_size=1, max_size=3).map(tuple))
+@settings(max_examples=60, deadline=None)
+def test_a_relay_that_carries_little_is_sent_nothing_longer(
+    frames: list[bytes], limits: tuple[int, ...]
+) -> None:
+    """Also when it carries another size from now on."""
+    ordered = [frame for n in range(len(limits)) for frame in frames[n :: len(limits)]]
+    ways = one_client(pair=relay_pair, mtu=1400, limits=limits)
+    datagrams, _expected = sent(frames, ways)
+    _by_record, came = contents(datagrams, ways)
+    packets = [packet for frame in ordered for packet in kernel.on_the_wire(frame)]
+    assert by_flow(came) == by_flow(packets)
+
+
+@given(_small, hostile)
+@settings(max_examples=40, deadline=None)
+def test_a_relay_that_carries_little_may_lose_and_reorder(
+    frames: list[bytes], network: Network
+) -> None:
+    carry(frames, network, one_client(pair=relay_pair, mtu=1400, limits=(1170,), clean=True))
 
 
 @given(_frames)

@@ -2,7 +2,8 @@
 them in the hands of the test.
 
 The TUNs are datagram socket pairs, the transports are UDP on loopback (or the SOCK_SEQPACKET of a
-relay). Nothing is used but what the worker process uses: constructor, commands, run.
+relay, or a byte stream). Nothing is used but what the worker process uses: constructor, commands,
+run.
 """
 
 from __future__ import annotations
@@ -53,8 +54,11 @@ def make(
     lane: int,
     counters: Counters,
     report: Callable[[Report], None],
+    lanes: int,
 ) -> Uplink | Downlink:
-    return kind(tun.fileno(), offloads, lane, counters, report)
+    if kind is Downlink:
+        return Downlink(tun.fileno(), offloads, lane, counters, report, lanes)
+    return Uplink(tun.fileno(), offloads, lane, counters, report)
 
 
 def run_until(worker: Uplink | Downlink, finished: Callable[[], bool], what: str) -> None:
@@ -112,9 +116,16 @@ class _End:
     kind: type[Uplink] | type[Downlink]
 
     def __init__(
-        self, offloads: Offloads, lane: int, pair: tuple[socket.socket, socket.socket]
+        self,
+        offloads: Offloads,
+        lane: int,
+        pair: tuple[socket.socket, socket.socket],
+        few: int = 0,
+        lanes: int = 1,
     ) -> None:
+        """`few`: a stream takes, or brings, so many bytes at a time."""
         self.offloads = offloads
+        self.few = few
         self.counters, fd = Counters.create()
         os.close(fd)
         self.reports: list[Report] = []
@@ -123,11 +134,18 @@ class _End:
         for end in (self.kernel, self._tun, self.wire, own):
             end.setblocking(False)
             enlarge(end)
+        if few:
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, few)
         self._own = own.dup()
+        self.is_stream = own.type == socket.SOCK_STREAM
         self.worker = make(
-            self.kind, self._tun, offloads, lane, self.counters, self.reports.append
+            self.kind, self._tun, offloads, lane, self.counters, self.reports.append, lanes
         )
-        self.command("add_socket", fds=[own.detach()], socket_id=1)
+        name = "add_stream" if self.is_stream else "add_socket"
+        self.command(name, fds=[own.detach(), *self._more_fds()], socket_id=1)
+
+    def _more_fds(self) -> list[int]:
+        return []
 
     def command(self, name: str, **arguments: object) -> None:
         self.worker.commands[name](**arguments)
@@ -145,6 +163,21 @@ class Sender(_End):
     """An uplink: frames in, datagrams out."""
 
     kind = Uplink
+    _feed: socket.socket | None = None
+
+    def _more_fds(self) -> list[int]:
+        if not self.is_stream:
+            return []
+        self._feed, intake = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        return [intake.detach()]
+
+    def close(self) -> None:
+        super().close()
+        if self._feed is not None:
+            self._feed.close()
+
+    def set_limit(self, limit: int) -> None:
+        self.command("set_limit", socket_id=1, limit=limit)
 
     def set_mtu(self, mtu: int) -> None:
         self.command("set_mtu", mtu=mtu)
@@ -182,14 +215,33 @@ class Sender(_End):
         return _readable(self.wire)
 
     def send(self, frames: Iterable[bytes]) -> list[bytes]:
-        """The datagrams that the worker makes of these frames in one go."""
+        """The datagrams (packets of a stream) that the worker makes of these frames in one go."""
         self.offer(frames)
+        if self._feed is not None:
+            self._feed.send(_MARK)
+            return self._off_the_stream()
         self._own.send(_MARK)  # comes behind all that the worker sent
         datagrams: list[bytes] = []
         while not datagrams or datagrams[-1] != _MARK:
             assert select.select([self.wire], [], [], PATIENCE_S)[0], "datagrams are missing"
             datagrams.append(self.wire.recv(1 << 17))
         return datagrams[:-1]
+
+    def _off_the_stream(self) -> list[bytes]:
+        """What the worker writes to it up to the mark, read a bit at a time."""
+        came = bytearray()
+        packets: list[bytes] = []
+
+        def finished() -> bool:
+            with suppress(BlockingIOError):
+                came.extend(self.wire.recv(self.few or 1 << 20))
+            while len(came) >= 4 and len(came) >= 4 + (size := int.from_bytes(came[:4], "little")):
+                packets.append(bytes(came[4 : 4 + size]))
+                del came[: 4 + size]
+            return packets[-1:] == [_MARK]
+
+        run_until(self.worker, finished, "all is written to the stream")
+        return packets[:-1]
 
     def packets(self) -> int:
         """Inner packets sent so far."""
@@ -204,7 +256,7 @@ class Receiver(_End):
 
     kind = Downlink
 
-    def bind(self, session: Session) -> None:
+    def bind(self, session: Session, **more: Any) -> None:
         self.command(
             "bind_receive",
             slot=session.slot,
@@ -214,6 +266,7 @@ class Receiver(_End):
             networks=list(session.networks),
             socket_id=1,
             remote=None,
+            **more,
         )
 
     def packets(self) -> int:
@@ -230,13 +283,29 @@ class Receiver(_End):
         """
         frames = []
         for burst in bursts:
-            for batch in batches(burst):
-                self._put(batch)
-            self.wire.send(_MARK)  # goes to control, behind all that came before it
             self.reports.clear()
-            run_until(self.worker, self._marked, "the burst is worked off")
+            # The mark goes to control, behind all that came before it.
+            if self.is_stream:
+                self._put_on_stream([*burst, _MARK])
+            else:
+                for batch in batches(burst):
+                    self._put(batch)
+                self.wire.send(_MARK)
+                run_until(self.worker, self._marked, "the burst is worked off")
             frames += self.written()
         return frames
+
+    def _put_on_stream(self, packets: Sequence[bytes]) -> None:
+        left = memoryview(b"".join(len(p).to_bytes(4, "little") + p for p in packets))
+
+        def finished() -> bool:
+            nonlocal left
+            if left:
+                with suppress(BlockingIOError):
+                    left = left[self.wire.send(left[: self.few or len(left)]) :]
+            return self._marked()
+
+        run_until(self.worker, finished, "the stream is worked off")
 
     def _marked(self) -> bool:
         return any(report.payload == _MARK for report in self.reports)
@@ -286,15 +355,24 @@ def relay_pair() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
+def stream_pair() -> tuple[socket.socket, socket.socket]:
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+
+
 @contextmanager
 def sender(
     *sessions: Session,
     offloads: Offloads = FULL,
     lane: int = 0,
     pair: Pairing = udp_pair,
+    few: int = 0,
+    limit: int | None = None,
 ) -> Iterator[Sender]:
-    end = Sender(offloads, lane, pair())
+    """`limit`: what the relay carries."""
+    end = Sender(offloads, lane, pair(), few)
     try:
+        if limit is not None:
+            end.set_limit(limit)
         for session in sessions:
             end.bind(session)
         yield end
@@ -307,8 +385,11 @@ def receiver(
     *sessions: Session,
     offloads: Offloads = FULL,
     pair: Pairing = udp_pair,
+    few: int = 0,
+    lane: int = 0,
+    lanes: int = 1,
 ) -> Iterator[Receiver]:
-    end = Receiver(offloads, 0, pair())
+    end = Receiver(offloads, lane, pair(), few, lanes)
     try:
         for session in sessions:
             end.bind(session)
