@@ -15,12 +15,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jvpnd.config import Client, Config, ConfigError, Endpoint, GatewayPeer, Interface, Routes, load
+from jvpnd.config import (
+    Client,
+    Config,
+    ConfigError,
+    Endpoint,
+    GatewayPeer,
+    Interface,
+    Listen,
+    Routes,
+    load,
+)
 from jvpnd.configfile import MAX_FILE_BYTES
 from jvpnd.core.noise import public_key
 from jvpnd.core.policy import Policy
 from jvpnd.host import default_lanes
 from jvpnd.keyfile import parse_key
+from jvpnd.transport import quic
+from jvpnd.transport.certificate import load_certificate, self_signed
+from jvpnd.transport.proxy import Proxy
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs" / "configuration.md"
@@ -78,6 +91,12 @@ address = ["10.77.0.3"]
 """
 
 Loader = Callable[[str], Config]
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.lower() == "https_proxy"]:
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture
@@ -144,7 +163,7 @@ def test_a_gateway_file_becomes_a_gateway_config(loaded: Loader) -> None:
         interface=Interface("jvpn0", 1400, ("10.77.0.1/24", "fd77::1/64")),
         private_key=SECRET,
         policy=Policy(),
-        listen=(Endpoint("udp", "::", 7700),),
+        listen=(Listen("udp", "::", 7700),),
         clients=(
             Client("laptop", parse_key(OTHER), ("10.77.0.2", "fd77::2"), ("192.168.5.0/24",)),
             Client("phone", parse_key(THIRD), ("10.77.0.3",)),
@@ -243,15 +262,164 @@ def test_lanes_follow_from_the_cpus_allowed(
     assert loaded(CLIENT).lanes == lanes
 
 
-def test_secrets_are_not_in_a_printed_config(loaded: Loader) -> None:
-    config = loaded(swap(CLIENT, "[gateway]", '[gateway]\npreshared_key_file = "psk.key"'))
-    for secret in (SECRET, PSK):
-        assert repr(secret)[2:-1] not in repr(config)
+def test_secrets_are_not_in_a_printed_config(loaded: Loader, folder: Path) -> None:
+    more = '[gateway]\npreshared_key_file = "psk.key"\nproxy = "http://me:geheim@proxy"'
+    config = loaded(swap(CLIENT, "[gateway]", more))
+    assert config.gateway is not None
+    assert config.gateway.proxy is not None
+    for secret in (repr(SECRET)[2:-1], repr(PSK)[2:-1], "geheim", config.gateway.proxy.host):
+        assert secret not in repr(config)
+    (folder / "tls.pem").write_bytes(self_signed("gw1"))
+    gateway = loaded(swap(GATEWAY, 'transport = "udp"', TLS_LISTEN))
+    assert "PRIVATE KEY" not in repr(gateway)
+
+
+# --- transports ---
+
+TLS_LISTEN = 'transport = "tls"\ncertificate_file = "tls.pem"'
+
+
+@pytest.mark.parametrize("transport", ["udp", "tcp", "tls", "quic"])
+def test_every_transport_can_be_called_and_listened_on(loaded: Loader, transport: str) -> None:
+    wanted = f'transport = "{transport}"'
+    client = loaded(swap(CLIENT, 'transport = "udp"', wanted))
+    assert client.gateway is not None
+    assert client.gateway.endpoints == (Endpoint(transport, "203.0.113.7", 7700),)
+    gateway = loaded(swap(GATEWAY, 'transport = "udp"', wanted))
+    assert gateway.listen == (Listen(transport, "::", 7700),)
+
+
+@pytest.mark.parametrize("transport", ["tls", "quic"])
+def test_what_looks_like_the_web_is_on_its_port_and_says_what_it_is_told(
+    loaded: Loader, transport: str
+) -> None:
+    text = swap(CLIENT, "port = 7700\n", 'server_name = "www.example"\nalpn = ["h3", "x/1"]\n')
+    client = loaded(swap(text, 'transport = "udp"', f'transport = "{transport}"'))
+    assert client.gateway is not None
+    told = Endpoint(transport, "203.0.113.7", 443, "www.example", ("h3", "x/1"))
+    assert client.gateway.endpoints == (told,)
+    text = swap(GATEWAY, "port = 7700\n", 'alpn = ["h3"]\n')
+    gateway = loaded(swap(text, 'transport = "udp"', f'transport = "{transport}"'))
+    assert gateway.listen == (Listen(transport, "::", 443, ("h3",)),)
+
+
+def test_the_same_port_is_free_for_another_transport(loaded: Loader) -> None:
+    more = '[[listen]]\ntransport = "tcp"\naddress = "::"\nport = 7700\n[[listen]]'
+    gateway = loaded(swap(GATEWAY, "[[listen]]", more))
+    assert [each.transport for each in gateway.listen] == ["tcp", "udp"]
+
+
+@pytest.mark.parametrize("transport", ["tls", "quic"])
+def test_a_certificate_comes_with_its_key_or_names_the_file_that_has_it(
+    loaded: Loader, folder: Path, transport: str
+) -> None:
+    whole = self_signed("gw1")
+    at = whole.index(b"-----BEGIN PRIVATE")
+    files = {"tls.pem": whole, "cert.pem": whole[:at], "key.pem": whole[at:]}
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    for keys in (
+        'certificate_file = "tls.pem"',
+        'certificate_file = "cert.pem"\ncertificate_key_file = "key.pem"',
+        f'certificate_file = "{folder / "tls.pem"}"',
+    ):
+        wanted = f'transport = "{transport}"\n{keys}'
+        (listen,) = loaded(swap(GATEWAY, 'transport = "udp"', wanted)).listen
+        assert listen.pem is not None
+        assert listen.pem.count(b"-----BEGIN") == 2
+    assert listen.pem == load_certificate(folder / "tls.pem", None)
+
+
+@pytest.mark.parametrize(
+    ("address", "keys", "advertised"),
+    [
+        ("::", "", ""),
+        ("0.0.0.0", "", ""),
+        ("203.0.113.7", "", "203.0.113.7"),
+        ("10.0.0.5", 'advertise = "203.0.113.7"', "203.0.113.7"),
+        ("::", 'advertise = "2001:DB8:0::7"', "2001:db8::7"),
+    ],
+)
+def test_clients_are_told_where_the_gateway_listens_or_what_it_says(
+    loaded: Loader, address: str, keys: str, advertised: str
+) -> None:
+    """Nothing at all where it listens on every address: they know one."""
+    text = swap(GATEWAY, 'address = "::"', f'address = "{address}"\n{keys}')
+    assert loaded(text).listen[0].advertise == advertised
+
+
+def test_a_proxy_is_the_configured_one_or_that_of_the_environment(
+    loaded: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def proxy(text: str) -> Proxy | None:
+        gateway = loaded(text).gateway
+        assert gateway is not None
+        return gateway.proxy
+
+    configured = swap(CLIENT, "[gateway]", '[gateway]\nproxy = "http://me:a%40b@proxy.example"')
+    assert proxy(CLIENT) is None
+    assert proxy(configured) == Proxy("proxy.example", 80, "Basic bWU6YUBi")
+    monkeypatch.setenv("https_proxy", "http://[2001:db8::1]:3128/")
+    assert proxy(CLIENT) == Proxy("2001:db8::1", 3128, None)
+    assert proxy(configured) == Proxy("proxy.example", 80, "Basic bWU6YUBi")
+    monkeypatch.setenv("https_proxy", "proxy.example:3128")
+    assert proxy(CLIENT) == Proxy("proxy.example", 3128, None)
+    monkeypatch.setenv("https_proxy", "socks5://proxy.example")
+    error = refused(loaded, CLIENT)
+    assert error.key == "gateway.proxy"
+    assert "https_proxy of the environment" in error.problem
+    monkeypatch.setenv("https_proxy", "")
+    assert proxy(CLIENT) is None
+
+
+@pytest.mark.parametrize(
+    ("base", "key"), [(CLIENT, "gateway.endpoint[1]"), (GATEWAY, "listen[1]")]
+)
+def test_quic_without_its_library_says_what_to_install(
+    loaded: Loader, monkeypatch: pytest.MonkeyPatch, base: str, key: str
+) -> None:
+    monkeypatch.setattr(quic, "missing", lambda: "QUIC needs a library")
+    error = refused(loaded, swap(base, 'transport = "udp"', 'transport = "quic"'))
+    assert (error.key, error.problem) == (f"{key}.transport", "QUIC needs a library")
+    assert "udp, tcp, tls" in error.allowed
+    assert loaded(base)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "No such file"),
+        (b"no PEM", "no private key in PEM form"),
+        (b"certificate only", "no private key"),
+        (b"another's", "not the key of the first certificate"),
+    ],
+)
+def test_a_certificate_that_cannot_be_used_is_refused_in_one_line(
+    loaded: Loader, folder: Path, content: bytes | None, problem: str
+) -> None:
+    ours, other = self_signed("gw1"), self_signed("gw2")
+    at = ours.index(b"-----BEGIN PRIVATE")
+    if content == b"certificate only":
+        content = ours[:at]
+    elif content == b"another's":
+        content = ours[:at] + other[other.index(b"-----BEGIN PRIVATE") :]
+    if content is not None:
+        (folder / "tls.pem").write_bytes(content)
+    error = refused(loaded, swap(GATEWAY, 'transport = "udp"', TLS_LISTEN))
+    assert error.key == "listen[1].certificate_file"
+    assert problem in error.problem
 
 
 # --- what is refused: (old text, new text, key, part of the problem, part of what is allowed) ---
 
 Case = tuple[str, str, str, str, str]
+
+
+def _tls(line: str, key: str, problem: str, allowed: str) -> Case:
+    """An endpoint over TLS with this line."""
+    text = f'transport = "tls"\n{line}'
+    return 'transport = "udp"', text, f"gateway.endpoint[1].{key}", problem, allowed
+
 
 CLIENT_CASES: list[Case] = [
     ('role = "client"', 'role = "server"', "role", "'server' is not supported", "client, gateway"),
@@ -293,7 +461,41 @@ CLIENT_CASES: list[Case] = [
     ('"private.key"', '"a\\u0000b"', "identity.private_key_file", "null byte", "a file with"),
     ('"private.key"', '"jvpnd.toml"', "identity.private_key_file", "open to others", "chmod 600"),
     ("private_key_file", "private_key", "identity.private_key", "unknown key", "private_key_file"),
-    ('transport = "udp"', 'transport = "tcp"', "gateway.endpoint[1].transport", "'tcp'", "udp"),
+    ('transport = "udp"', 'transport = "sctp"', "gateway.endpoint[1].transport", "'sctp'", "udp"),
+    ('transport = "udp"', "transport = 1", "gateway.endpoint[1].transport", "wrong type", "udp"),
+    *(
+        (
+            'transport = "udp"',
+            f'transport = "{transport}"\n{key} = {value}',
+            f"gateway.endpoint[1].{key}",
+            f"no meaning with transport = '{transport}'",
+            "tls or quic",
+        )
+        for transport in ("udp", "tcp")
+        for key, value in (("server_name", '"www.example"'), ("alpn", '["h3"]'))
+    ),
+    _tls("server_name = 7", "server_name", "wrong type", "a host name"),
+    _tls('server_name = ""', "server_name", "'' is not a name", "a host name"),
+    _tls('server_name = "a_b"', "server_name", "'a_b' is not a name", "a host name"),
+    _tls('server_name = "192.0.2.1"', "server_name", "is not a name", "a host name"),
+    _tls("alpn = []", "alpn", "is empty", "at most 8"),
+    _tls('alpn = "h3"', "alpn", "wrong type", "at most 8"),
+    _tls("alpn = [3]", "alpn", "wrong type", "at most 8"),
+    _tls('alpn = [""]', "alpn", "has what is no protocol", "at most 8"),
+    _tls('alpn = ["a b"]', "alpn", "has what is no protocol", "at most 8"),
+    _tls(f'alpn = ["{"a" * 256}"]', "alpn", "has what is no protocol", "at most 8"),
+    _tls(f"alpn = {[str(n) for n in range(9)]}", "alpn", "too long", "at most 8"),
+    _tls('alpn = ["h3", "h3"]', "alpn", "h3 is there twice", "each once"),
+    ("[gateway]", "[gateway]\nproxy = 7", "gateway.proxy", "wrong type", "http://"),
+    *(
+        ("[gateway]", f'[gateway]\nproxy = "{url}"', "gateway.proxy", "cannot be used", allowed)
+        for url, allowed in (
+            ("", "http://"),
+            ("https://proxy", "scheme 'https'"),
+            ("http://proxy:0", "1 to 65535"),
+            ("http://", "no host"),
+        )
+    ),
     ('transport = "udp"', "protocol = 1", "gateway.endpoint[1].protocol", "unknown", "transport"),
     ("port = 7700", "port = 0", "gateway.endpoint[1].port", "0 is out of range", "1 to 65535"),
     ("port = 7700", "port = 65536", "gateway.endpoint[1].port", "out of range", "1 to 65535"),
@@ -357,6 +559,44 @@ GATEWAY_CASES: list[Case] = [
     ('address = "::"', 'address = "gw.example"', "listen[1].address", "'gw.example'", "or ::"),
     ('address = "::"', 'address = "ff02::1"', "listen[1].address", "not one host's", "or ::"),
     ("[[listen]]", "[listen]", "listen", "of the wrong type", "[[listen]] tables"),
+    *(
+        (
+            'transport = "udp"',
+            f'transport = "{transport}"\n{key} = {value}',
+            f"listen[1].{key}",
+            f"no meaning with transport = '{transport}'",
+            "tls or quic",
+        )
+        for transport in ("udp", "tcp")
+        for key, value in (
+            ("alpn", '["h3"]'),
+            ("certificate_file", '"tls.pem"'),
+            ("certificate_key_file", '"key.pem"'),
+        )
+    ),
+    (
+        'transport = "udp"',
+        'transport = "tls"\ncertificate_key_file = "key.pem"',
+        "listen[1].certificate_key_file",
+        "has no certificate_file",
+        "both",
+    ),
+    *(
+        ('address = "::"', f'address = "::"\nadvertise = {value}', "listen[1].advertise", *words)
+        for value, words in (
+            ("7", ("wrong type", "that clients reach")),
+            ('"gw.example"', ("'gw.example' is not an address", "that clients reach")),
+            ('"0.0.0.0"', ("not one host's", "that clients reach")),
+            ('"ff02::1"', ("not one host's", "that clients reach")),
+        )
+    ),
+    (
+        'transport = "udp"',
+        'transport = "tls"\nserver_name = "x"',
+        "listen[1].server_name",
+        "unknown key",
+        "certificate_file",
+    ),
     (
         '[[listen]]\ntransport = "udp"\naddress = "::"\nport = 7700',
         "",
@@ -522,9 +762,19 @@ def _lines(base: str) -> list[str]:
     return [line for line in base.splitlines() if " = " in line]
 
 
+_WEB_CLIENT = CLIENT.replace(
+    'transport = "udp"', 'transport = "tls"\nserver_name = "a.example"\nalpn = ["h2"]'
+).replace("[gateway]", '[gateway]\nproxy = "http://proxy:3128"')
+_WEB_GATEWAY = GATEWAY.replace(
+    'transport = "udp"', f'{TLS_LISTEN}\nadvertise = "203.0.113.7"\nalpn = ["h2"]'
+)
+_PEM = self_signed("gw1")
+_BASES = (CLIENT, GATEWAY, _WEB_CLIENT, _WEB_GATEWAY)
+
+
 @settings(max_examples=300, deadline=None)
 @given(
-    line=st.sampled_from([(b, line) for b in (CLIENT, GATEWAY) for line in _lines(b)]),
+    line=st.sampled_from([(b, line) for b in _BASES for line in _lines(b)]),
     value=_VALUES,
     rename=st.none() | st.text(max_size=12),
 )
@@ -534,6 +784,7 @@ def test_any_value_of_any_key_is_taken_or_refused_in_one_line(
     folder = tmp_path_factory.getbasetemp() / "any"
     folder.mkdir(exist_ok=True)
     write_key(folder / "private.key", SECRET)
+    (folder / "tls.pem").write_bytes(_PEM)
     base, old = line
     key = old.split(" = ")[0] if rename is None else _toml(rename)
     file = folder / "jvpnd.toml"
