@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jvpnd.core.choice import candidates, home, ranked, rescue
+from jvpnd.core.choice import candidates, home, is_preferred, ranked, rescue, warm
 from jvpnd.core.path import Path, PathInfo
 from jvpnd.core.policy import Policy
 
@@ -86,6 +87,114 @@ def test_the_bound_path_is_a_candidate_before_any_other() -> None:
     a, b, c = path("a"), path("b"), path("c")
     assert candidates([a, b, c], c, policy) == [c, b]
     assert candidates([a, b, c], None, policy) == [b, a]
+
+
+# --- transports ---
+
+
+def over(uplink: str, transport: str, rtt_ms: float = 20, lost: int = 0) -> Path:
+    """A path of this uplink by this transport."""
+    made = path(f"{uplink}/{transport}", rtt_ms, lost, transport)
+    made.info = replace(made.info, uplink=uplink)
+    return made
+
+
+def infos(*names: str) -> list[PathInfo]:
+    """Paths by name: uplink/transport, and perhaps /remote."""
+    return [PathInfo(name, name.split("/")[1], name.split("/")[0], "-", "-") for name in names]
+
+
+def test_of_healthy_paths_the_preferred_transport_is_taken_however_slow() -> None:
+    paths = [over("eth0", "tls", 5), over("eth0", "tcp", 10), over("eth0", "udp", 80)]
+    assert names(paths) == ["eth0/udp", "eth0/tcp", "eth0/tls"]
+    assert names(paths, Policy(allowed_transports=("tcp", "udp"))) == ["eth0/tcp", "eth0/udp"]
+    paths[2] = over("eth0", "udp", 80, lost=5)
+    assert names(paths) == ["eth0/tcp", "eth0/tls", "eth0/udp"], "health comes first"
+
+
+def test_the_uplink_is_preferred_before_the_transport() -> None:
+    policy = Policy(metered_uplinks=("wwan0",))
+    home_tls, away_udp = over("wlan0", "tls"), over("wwan0", "udp")
+    assert names([away_udp, home_tls], policy) == ["wlan0/tls", "wwan0/udp"]
+    assert is_preferred(home_tls, away_udp, policy)
+    assert not is_preferred(away_udp, home_tls, policy)
+
+
+def test_candidates_are_of_every_transport_before_a_second_one_of_any() -> None:
+    """Where UDP is blocked, candidates that are all of UDP are none."""
+    paths = [over(f"eth{n}", "udp") for n in range(8)]
+    paths += [over("eth0", "tcp"), over("eth1", "tcp"), over("eth0", "tls")]
+    chosen = candidates(paths, None, Policy(max_candidates=5))
+    assert [p.id for p in chosen] == ["eth0/udp", "eth0/tcp", "eth0/tls", "eth1/udp", "eth1/tcp"]
+    bound = paths[7]
+    chosen = candidates(paths, bound, Policy(max_candidates=4))
+    assert [p.id for p in chosen] == ["eth7/udp", "eth0/udp", "eth0/tcp", "eth0/tls"]
+
+
+_transports = st.sampled_from(["udp", "quic", "tcp", "tls"])
+_made = st.lists(st.tuples(st.sampled_from("abc"), _transports), unique=True, max_size=12)
+_policies = st.builds(
+    Policy,
+    allowed_transports=st.lists(_transports, unique=True, min_size=1).map(tuple),
+    max_candidates=st.integers(1, 8),
+    warm_connections=st.integers(0, 8),
+    metered_uplinks=st.sampled_from([(), ("a",)]),
+    forbidden_uplinks=st.sampled_from([(), ("b",)]),
+)
+
+
+@given(_made, _policies, st.integers(0, 11))
+def test_candidates_are_allowed_few_and_of_as_many_transports_as_can_be(
+    made: list[tuple[str, str]], policy: Policy, bound_at: int
+) -> None:
+    paths = [over(*each) for each in made]
+    allowed = [p for p in paths if policy.allows(p.info.transport, p.info.uplink)]
+    bound = allowed[bound_at % len(allowed)] if allowed else None
+    chosen = candidates(paths, bound, policy)
+    assert set(chosen) <= set(allowed)
+    assert len(chosen) == min(policy.max_candidates, len(allowed)) == len(set(chosen))
+    unbound = candidates(paths, None, replace(policy, max_candidates=64))
+    if bound is not None:
+        unbound.remove(bound)
+        unbound.insert(0, bound)
+    assert chosen == unbound[: policy.max_candidates], "who is bound comes first, no more"
+    freely = {p.info.transport for p in candidates(paths, None, policy)}
+    assert len(freely) == min(len({p.info.transport for p in allowed}), len(chosen))
+
+
+@given(_made, _policies)
+def test_warm_connections_are_allowed_few_and_over_as_many_uplinks_as_can_be(
+    made: list[tuple[str, str]], policy: Policy
+) -> None:
+    all_of = infos(*(f"{uplink}/{transport}" for uplink, transport in made))
+    allowed = [info for info in all_of if policy.allows(info.transport, info.uplink)]
+    chosen = warm(all_of, policy)
+    assert set(chosen) <= set(allowed)
+    assert len(chosen) == min(policy.warm_connections, len(allowed)) == len(set(chosen))
+    uplinks = {info.uplink for info in allowed}
+    assert len({info.uplink for info in chosen}) == min(len(uplinks), len(chosen))
+    assert warm(reversed(all_of), policy) == chosen, "whatever the order of the question"
+
+
+def test_warm_is_the_preferred_transport_over_each_uplink_then_the_next() -> None:
+    of = infos("a/tls", "b/tls", "a/tcp", "b/tcp", "a/quic")
+    chosen = [info.id for info in warm(of, Policy(warm_connections=4))]
+    assert chosen == ["a/quic", "b/tcp", "a/tcp", "b/tls"]
+    chosen = [info.id for info in warm(of, Policy(warm_connections=2, metered_uplinks=("a",)))]
+    assert chosen == ["b/tcp", "a/quic"]
+    assert warm(of, Policy(warm_connections=0)) == []
+
+
+def test_home_is_a_preferred_transport_too() -> None:
+    udp, tcp, tls = over("eth0", "udp", 80), over("eth0", "tcp", 10), over("eth0", "tls", 10)
+    assert home(tls, [tcp, udp], Policy(), NOW_MS) is udp
+    assert home(tls, [tcp, lossy(udp)], Policy(), NOW_MS) is tcp
+    assert home(udp, [tcp, tls], Policy(), NOW_MS) is None
+    policy = Policy(allowed_transports=("tls", "tcp", "udp"))
+    assert home(udp, [tcp], policy, NOW_MS) is tcp
+    policy = Policy(metered_uplinks=("wwan0",))
+    assert home(over("wlan0", "tls"), [over("wwan0", "udp")], policy, NOW_MS) is None
+    assert home(over("wwan0", "udp"), [over("wlan0", "tls")], policy, NOW_MS) is not None
 
 
 # --- moves by choice ---

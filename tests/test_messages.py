@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jvpnd.core import messages as m
 from jvpnd.core import packets as p
+from jvpnd.core.effects import Endpoint
 from jvpnd.core.ticket import TICKET_LEN
-from jvpnd.core.wire import HEADER_LEN, PacketType, SealedHeader, Suite, decode_sealed_header
+from jvpnd.core.wire import (
+    HEADER_LEN,
+    MAX_CONTROL_LEN,
+    PacketType,
+    SealedHeader,
+    Suite,
+    decode_sealed_header,
+)
 
 KEY, OTHER = b"k" * 32, b"o" * 32
 u8, u32 = st.integers(0, 255), st.integers(0, 2**32 - 1)
@@ -28,6 +39,12 @@ requests = st.builds(
 )
 acks = st.builds(m.ReattachAck, u62, blob(32), u62, blob(TICKET_LEN), u32)
 addresses = st.sampled_from(["10.77.0.2/24", "192.168.0.1/32", "fd77::2/64", "::1/128"])
+endpoints = st.builds(
+    Endpoint,
+    transports,
+    st.sampled_from(["", "203.0.113.7", "0.0.0.1", "2001:db8::7", "fd77::"]),
+    st.integers(1, 65535),
+)
 welcomes = st.builds(
     m.Welcome,
     blob(16),
@@ -40,6 +57,7 @@ welcomes = st.builds(
     blob(m.KEM_CIPHERTEXT_LEN),
     st.builds(m.PolicyBounds, *[u32] * 11),
     st.lists(addresses, max_size=m.MAX_ADDRESSES).map(tuple),
+    st.lists(endpoints, max_size=m.MAX_ENDPOINTS).map(tuple),
 )
 replies = st.builds(m.ProbeReply, u8, u8, u32, u32, u32, u32)
 
@@ -78,6 +96,47 @@ def test_truncated_or_padded_bodies_are_none(
         cut = data.draw(st.integers(0, len(body) - 1))
         assert decode(body[:cut]) is None
         assert decode(body + b"\0") is None
+
+
+@given(welcomes, st.binary(max_size=200))
+def test_random_endpoints_are_some_or_none_and_never_an_exception(
+    welcome: m.Welcome, junk: bytes
+) -> None:
+    head = replace(welcome, endpoints=()).encode()[:-1]
+    decoded = m.decode_welcome(head + junk)
+    if decoded is not None:
+        assert decoded.encode() == head + junk
+        assert len(decoded.endpoints) <= m.MAX_ENDPOINTS
+
+
+@given(welcomes)
+def test_a_welcome_is_short_enough_for_control(welcome: m.Welcome) -> None:
+    room = MAX_CONTROL_LEN - 200  # what the handshake puts around it
+    assert len(welcome.encode()) < room
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",  # not even a number
+        b"\x01",
+        b"\x01\x00\x14\x1e",
+        b"\x01\x00\x14\x1e\x04\xcb\x00\x71",  # 3 bytes of an IPv4 address
+        b"\x01\x00\x14\x1e\x05\xcb\x00\x71\x07\x00",  # an address of 5 bytes
+        b"\x01\x04\x14\x1e\x00",  # an unknown transport
+        b"\x01\x00\x00\x00\x00",  # port 0
+        b"\x00\x00",  # more than announced
+        b"\x02\x00\x14\x1e\x00",  # less
+        b"\x09" + b"\x00\x14\x1e\x00" * 9,  # too many
+    ],
+)
+def test_endpoints_that_are_malformed_or_too_many_spoil_a_welcome(raw: bytes) -> None:
+    assert m._decode_endpoints(raw) is None
+    good = b"\x02\x00\x14\x1e\x00\x03\xbb\x01\x04\xcb\x00\x71\x07"
+    assert m._decode_endpoints(good) == (
+        Endpoint("udp", "", 7700),
+        Endpoint("quic", "203.0.113.7", 443),
+    )
 
 
 @given(st.binary(max_size=3000))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jvpnd.core import constants as c
+from jvpnd.core.loss import Report
 from jvpnd.core.path import Path, PathInfo
 from jvpnd.core.policy import Policy
 from jvpnd.core.watch import BindingWatch, Traffic, Verdict
@@ -15,9 +17,9 @@ RTT_MS = 20.0
 INDEX = 7
 
 
-def path(name: str) -> Path:
+def path(name: str, transport: str = "udp") -> Path:
     """A path with a round trip of 20 ms, so an RTO of 30 to 60 ms."""
-    made = Path(PathInfo(name, "udp", name, "-", "-"), 1, 0.0, POLICY)
+    made = Path(PathInfo(name, transport, name, "-", "-"), 1, 0.0, POLICY)
     for _ in range(20):
         made.rtt.sample(RTT_MS)
     return made
@@ -212,3 +214,39 @@ def test_a_stall_of_the_host_is_not_silence_of_the_path(silent_ms: float, stall_
     # A hair off the thresholds, where floats may round either way.
     if all(abs(silent_ms - at) > 0.01 for at in (2_000, 4_000, plain.bound.rtt.rto_ms)):
         assert plain.verdict(1_000 + silent_ms) is stalled.verdict(1_000 + silent_ms + stall_ms)
+
+
+# --- streams ---
+
+
+@pytest.mark.parametrize(
+    ("transport", "step_ms"),
+    [
+        ("udp", c.RTT_STEP_MS),
+        ("quic", c.RTT_STEP_MS),
+        ("tcp", c.STREAM_STEP_MS),
+        ("tls", c.STREAM_STEP_MS),
+    ],
+)
+def test_a_stream_may_be_held_up_by_one_lost_segment(transport: str, step_ms: int) -> None:
+    """The kernel sends it again after 200 ms or more: until then silence is no death."""
+    bench = Bench()
+    bench.bound, bench.watch = path("bound", transport), BindingWatch(-1_000)
+    bench.watch.sent(0)
+    bench.verdict(100)
+    for n in range(c.BURST_DEAD):
+        bench.burst(100 + n, other_answers=True)
+    patience_ms = bench.watch.patience_ms(bench.bound)
+    assert patience_ms == bench.bound.rtt.rto_ms + step_ms
+    assert bench.verdict(patience_ms - 1) is Verdict.SUSPECT
+    assert bench.verdict(patience_ms) is Verdict.DEAD
+
+
+def test_probes_that_a_stream_delivers_late_are_not_lost() -> None:
+    for transport, counts in (("udp", True), ("tcp", False)):
+        bound = path("bound", transport)
+        for number in range(20):
+            newest = bound.probe_sent(number)
+        bound.told(Report(newest, 2**32 - 1), 20)  # all have come, and no answer has
+        bound.settle(20 + bound.rtt.rto_ms + c.RTT_STEP_MS + 1, POLICY)
+        assert bool(bound.violations(POLICY)) is counts

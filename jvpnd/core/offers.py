@@ -23,6 +23,7 @@ from jvpnd.core.gatewaystate import GatewayState
 from jvpnd.core.handshake import GatewayHandshake, OpenedInit
 from jvpnd.core.messages import (
     CAPABILITY_AES,
+    MAX_ENDPOINTS,
     NO_SESSION,
     PolicyBounds,
     Welcome,
@@ -160,8 +161,11 @@ class Offers:
         self._state.effects += [Expect(index), Send(origin, packet)]
 
     def _allowed_endpoints(self) -> tuple[Endpoint, ...]:
+        """As many as a client can be told, those of the preferred transports first."""
         allowed = self._state.policy.allowed_transports
-        return tuple(each for each in self._endpoints if each.transport in allowed)
+        found = [each for each in self._endpoints if each.transport in allowed]
+        found.sort(key=lambda each: allowed.index(each.transport))
+        return tuple(found[:MAX_ENDPOINTS])
 
     def _suite(self, capabilities: int) -> Suite:
         both = self._has_aes and bool(capabilities & CAPABILITY_AES)
