@@ -21,6 +21,7 @@ from lab.topology import OUTSIDE
 
 Event = dict[str, Any]
 PORT = 7700
+ALL = ("udp", "tcp", "tls", "quic")
 PORTS = {"udp": PORT, "tcp": PORT, "tls": 443, "quic": 443}
 UDP = ("udp",)
 INNER = {"gateway": ("10.77.0.1", "fd77::1"), "client": ("10.77.0.2", "fd77::2")}
@@ -60,7 +61,8 @@ class Daemon:
         key_file.write_text(private_key + "\n")
         key_file.chmod(0o600)
         self.config_file.write_text(config)
-        self.environment: dict[str, str] = {}  # more variables, for the next start
+        # More variables, for the next start; a proxy of the host's own is none of the lab's.
+        self.environment = {"https_proxy": ""}
         self.process: subprocess.Popen[str] | None = None
 
     @property
@@ -210,12 +212,14 @@ def client_config(
     routes: str = "",
     uplinks: str = "",
     transports: Iterable[str] = UDP,
+    proxy: str = "",
 ) -> str:
+    through = f'proxy = "{proxy}"\n' if proxy else ""
     return (
         'role = "client"\nnode = "laptop"\n'
         '[interface]\nname = "jvpn0"\n'
         '[identity]\nprivate_key_file = "private.key"\n'
-        f'[gateway]\npublic_key = "{gateway_public}"\n'
+        f'[gateway]\npublic_key = "{gateway_public}"\n{through}'
         f"{_endpoints('gateway.endpoint', transports, outside)}"
         f"{uplinks}{routes}[policy]\n{policy}"
     )
@@ -239,11 +243,13 @@ class Pair:
         routes: str = "",
         transports: Iterable[str] = UDP,
         client_transports: Iterable[str] | None = None,
+        proxy: str = "",
         others: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """`others`: public keys, by name, of more clients that the gateway lists.
 
-        The client is configured with `client_transports`, if that is not all of `transports`.
+        The client is configured with `client_transports`, if that is not all of `transports`, and
+        with this HTTP proxy.
         """
         outside = OUTSIDE[version]
         self.gateway_keys, self.client_keys = key_pair(), key_pair()
@@ -262,6 +268,7 @@ class Pair:
                 client_policy,
                 routes,
                 transports=transports if client_transports is None else client_transports,
+                proxy=proxy,
             ),
             self.client_keys[0],
         )

@@ -98,9 +98,21 @@ class Watch:
         for daemon in (self.pair.client, self.pair.gateway):
             assert_versions_rise_by_one(daemon.events())
 
+    def binding(self) -> dict[str, str]:
+        """What carries the session: path, transport, uplink, local, remote."""
+        found: dict[str, str] = self.pair.client.status()["session"]["binding"]
+        return found
+
     def bound(self) -> str:
         """The uplink that carries the session."""
-        return str(self.pair.client.status()["session"]["binding"]["uplink"])
+        return self.binding()["uplink"]
+
+    def transport(self) -> str:
+        """The transport that carries it, as both ends say."""
+        (row,) = self.pair.gateway.status()["sessions"]
+        ours, theirs = self.binding()["transport"], row["binding"]["transport"]
+        assert ours == theirs
+        return ours
 
 
 class Stage:
@@ -111,14 +123,14 @@ class Stage:
         self._pair: Pair | None = None
         self._wanted: dict[str, Any] = {}
 
-    def pair(self, **wanted: Any) -> Pair:
-        """Daemons with these options of Pair, attached; the lab is well and both paths are up."""
+    def pair(self, paths: int = 2, **wanted: Any) -> Pair:
+        """Daemons with these options of Pair, attached; the lab is well, that many paths are up."""
         self.heal()
         if self._pair is None or wanted != self._wanted or not self._is_usable(self._pair):
             self.strike()
             self._pair, self._wanted = Pair(self.lab.client, self.lab.gateway, **wanted), wanted
             self._pair.start()
-        self.wait_paths(2)
+        self.wait_paths(paths)
         return self._pair
 
     @staticmethod
