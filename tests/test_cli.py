@@ -16,9 +16,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
-from jvpnd.cli import text
+from jvpnd.cli import render, text
 from jvpnd.control.server import Handler, Refused
 from jvpnd.core.policy import Policy, PolicyError
 from jvpnd.observe.log import EventLog
@@ -284,6 +285,15 @@ def test_sessions_and_paths(path: Path) -> None:
     assert SESSION[:8] in ctl(path, "sessions")
     assert json.loads(ctl(path, "--json", "paths")) == PATHS
     assert WIFI in ctl(path, "paths")
+
+
+def test_a_closed_path_says_why() -> None:
+    why = "the proxy refused: 407 Proxy Authentication Required"
+    rows = [path_row(WIFI, "bound", 12.25), path_row(LTE, "closed", None) | {"why": why}]
+    header, _, closed = map(click.unstyle, render.paths(rows).splitlines())
+    assert header.endswith("  WHY")
+    assert closed.index(why) == header.index("WHY")
+    assert "WHY" not in render.paths(rows[:1])
 
 
 @pytest.mark.usefixtures("host")

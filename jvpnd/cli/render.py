@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jvpnd.cli.text import (
     NONE,
@@ -23,9 +23,7 @@ from jvpnd.cli.text import (
     table,
 )
 from jvpnd.observe.timeline import LIMITS, Recovery, SessionTimeline, Timeline
-
-if TYPE_CHECKING:  # the whole core would be half of the start of jvpnctl
-    from jvpnd.recording.player import Replay
+from jvpnd.recording.player import Replay
 
 Json = Mapping[str, Any]
 
@@ -51,13 +49,15 @@ def sessions(rows: Sequence[Json]) -> str:
 
 
 def paths(rows: Sequence[Json]) -> str:
-    """One path a line, the bound one first as the daemon sorts them; then why some are closed."""
+    """One path a line, the bound one first as the daemon sorts them; why, where one is closed."""
     if not rows:
         return "no paths: no uplink is up, or the gateway's name does not resolve"
     header = ["PATH", "STATE", "RTT", "LOSS", "UP", "DOWN", "JITTER", "HEARD", "LOCAL"]
-    shown = table(header, [_path_row(row) for row in rows])
-    closed = [f"  {clean(row['id'])}: {clean(row['why'])}" for row in rows if row.get("why")]
-    return "\n".join([shown, *([""] if closed else []), *closed])
+    cells = [_path_row(row) for row in rows]
+    if any(row.get("why") for row in rows):
+        header = [*header, "WHY"]
+        cells = [[*cell, row.get("why") or ""] for cell, row in zip(cells, rows, strict=True)]
+    return table(header, cells)
 
 
 def policy(answer: Json) -> str:
