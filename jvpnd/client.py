@@ -195,8 +195,7 @@ class ClientShell:
         """Its keys are gone: a new epoch, explicitly."""
         _log.error("the %s worker died and was started again", name)
         self.plane.set_routes(SLOT, ANYWHERE)
-        if self.agent.bound is not None:
-            self.core.path_failed(now_ms(), self.agent.bound.id, f"{name} worker died", True)
+        self.core.keys_lost(now_ms(), f"{name} worker died")
         self.driver.pump()
 
     def _failed(self, path: OpenPath, code: int) -> None:

@@ -279,6 +279,23 @@ def test_a_socket_that_cannot_send_is_a_death() -> None:
     assert net.client_history.of("STATE_CHANGE")[-2].details["why"] == "ENETUNREACH"
 
 
+@pytest.mark.parametrize("is_moving", [False, True])
+def test_keys_that_are_lost_are_made_anew_also_in_the_middle_of_a_move(is_moving: bool) -> None:
+    """The data plane may have got those of the attempt under way, and lost them."""
+    net = Net()
+    net.attach()
+    path, epoch = net.bound, net.session.epoch
+    if is_moving:
+        net.world.call(
+            "client", lambda end, now_ms: end.core.path_failed(now_ms, path, "ENODEV", True)
+        )
+        assert net.session.state is State.RECOVERING
+    net.world.call("client", lambda end, now_ms: end.core.keys_lost(now_ms, "worker died"))
+    net.run(500)
+    assert net.session.state is State.ATTACHED
+    assert net.session.epoch == epoch + 1 + is_moving
+
+
 def test_an_answer_to_a_rekey_that_a_move_overtook_is_of_the_past() -> None:
     net = Net(policy=Policy(rekey_after_ms=5_000))
     net.attach()

@@ -175,6 +175,15 @@ class ClientAgent:
             watch.sent(now_ms)
             self._health.suspect(now_ms, path)
 
+    def keys_lost(self, now_ms: float, why: str) -> None:
+        """The data plane has begun again without any key: bind a new epoch, the present one or that
+        of an attempt under way may be lost."""
+        session = self._state.live_session()
+        if self._state.bound is not None:
+            self._health.lose(now_ms, self._state.bound, why)
+        elif session is not None and session.state is State.RECOVERING:
+            self._recovery.ask_again(now_ms)
+
     # --- inputs: packets, counters, time ---
 
     def packet_received(self, now_ms: float, path_id: str, packet: bytes) -> None:

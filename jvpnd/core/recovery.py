@@ -93,6 +93,12 @@ class Recovery:
         if self._planned is None and not self._is_under_way():
             self._try_next(now_ms)
 
+    def ask_again(self, now_ms: float) -> None:
+        """With other keys: those of the attempt under way may be lost."""
+        path = self._asked_path()
+        if path is not None:
+            self._try(now_ms, path)
+
     def _is_under_way(self) -> bool:
         path = self._asked_path()
         return path is not None and path.died_ms is None

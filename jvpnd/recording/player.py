@@ -232,6 +232,7 @@ _INPUTS: dict[str, Callable[..., Any]] = {
     "path_added": lambda agent, now, info: agent.path_added(now, PathInfo(**info)),
     "path_removed": lambda agent, now, path, why: agent.path_removed(now, path, why),
     "path_failed": lambda agent, now, *args: agent.path_failed(now, *args),
+    "keys_lost": lambda agent, now, why: agent.keys_lost(now, why),
     "packet_received": lambda agent, now, path, packet: agent.packet_received(
         now, path, bytes.fromhex(packet)
     ),

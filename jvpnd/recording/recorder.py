@@ -95,6 +95,11 @@ class RecordedAgent:
         self._agent.path_failed(now_ms, path_id, why, certain)
         self._note("path_failed", now_ms, path_id, why, certain)
 
+    def keys_lost(self, now_ms: float, why: str) -> None:
+        self._begin()
+        self._agent.keys_lost(now_ms, why)
+        self._note("keys_lost", now_ms, why)
+
     def packet_received(self, now_ms: float, path_id: str, packet: bytes) -> None:
         self._begin()
         self._agent.packet_received(now_ms, path_id, packet)
