@@ -22,17 +22,29 @@ ANSWER_TIMEOUT_S = 20
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 _WORKER = "jvpnd.dataplane.worker"
+_RELAY = "jvpnd.transport.{}relay"
 
 
-def workers(daemon: Daemon) -> dict[int, str]:
-    """The roles of a daemon's workers by pid."""
+def _children(daemon: Daemon) -> dict[int, list[str]]:
+    """The command lines of a daemon's processes, by pid."""
     assert daemon.process is not None
     control, found = daemon.process.pid, {}
     for pid in Path(f"/proc/{control}/task/{control}/children").read_text().split():
         words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-        if _WORKER in words:
-            found[int(pid)] = words[words.index(_WORKER) + 1]
+        found[int(pid)] = words
     return found
+
+
+def workers(daemon: Daemon) -> dict[int, str]:
+    """The roles of a daemon's workers by pid."""
+    rows = _children(daemon).items()
+    return {pid: words[words.index(_WORKER) + 1] for pid, words in rows if _WORKER in words}
+
+
+def relay(daemon: Daemon, transport: str) -> int | None:
+    """The pid of its relay for TLS or QUIC, if it runs."""
+    module, rows = _RELAY.format(transport), _children(daemon).items()
+    return next((pid for pid, words in rows if module in words), None)
 
 
 def _memory_kib(pid: int) -> int:
