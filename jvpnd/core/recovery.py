@@ -280,6 +280,8 @@ class Recovery:
         self._state.machine.note(session, "REATTACH_RESULT", reason, details)
         if reason in _FATAL_REJECTS:
             return True, _FATAL_REJECTS[reason]
+        if self._planned is not None:
+            self._state.note_left(now_ms, self._planned)  # ever more seldom by our own choice
         self._refused(now_ms)
         return True, None
 
