@@ -114,15 +114,16 @@ class ClientPaths:
         self._resolver = asyncio.create_task(self._resolve())
 
     def uplinks_changed(self, uplinks: dict[str, Uplink]) -> None:
+        """What failed may work now: nothing waits for its next try."""
         self._uplinks = uplinks
+        self._hurry()
         self.refresh()
 
     def seek(self, wanted: bool) -> None:
         """Open all that the policy allows, at once; or keep the warm ones only."""
         self._seeking = wanted
         if wanted:
-            for trouble in self._troubles.values():
-                trouble.not_before_s = 0
+            self._hurry()
         self._loop.call_soon(self.refresh)
 
     def learn(self, endpoints: tuple[effects.Endpoint, ...]) -> None:
@@ -303,6 +304,10 @@ class ClientPaths:
         self._next_socket += 1
         self._open[row.info.id] = self._by_socket[path.socket_id] = path
         self._user.path_opened(path)
+
+    def _hurry(self) -> None:
+        for trouble in self._troubles.values():
+            trouble.not_before_s = 0
 
     def _failed(self, path_id: str, why: str) -> None:
         before = self._troubles.get(path_id)
