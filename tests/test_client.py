@@ -110,6 +110,42 @@ def test_handshake_timestamps_rise_from_what_was_saved_even_if_the_clock_was_set
     assert len(saved) == len(alone.inits())
 
 
+# --- connections that are made when they are needed ---
+
+
+def sought(alone: Alone) -> list[bool]:
+    return [effect.wanted for effect in alone.effects if isinstance(effect, Seek)]
+
+
+def test_connections_are_sought_when_an_init_is_not_answered_in_time() -> None:
+    """Not because there are many paths, over each of which one is sent at once."""
+    alone = Alone()
+    for name in "abc":
+        alone.add(name)
+    assert len(alone.inits()) == 3
+    alone.run(20)
+    assert sought(alone) == []
+    alone.run(2_000)
+    assert sought(alone) == [True]
+    alone.run(120_000)
+    assert sought(alone)[-1], "births fail, but one day one may not"
+
+
+def test_a_client_that_rests_seeks_nothing() -> None:
+    alone = Alone()
+    alone.run(1_000)
+    assert sought(alone) == [True]
+    alone.add("a")
+    alone.run(150)
+    assert sought(alone) == [True, False], "perhaps this one answers"
+    alone.run(3_000)
+    assert sought(alone)[-1], "it does not"
+    assert alone.agent.terminate(alone.now_ms) is None
+    alone.run(60_000)
+    assert alone.agent.is_resting
+    assert not sought(alone)[-1]
+
+
 def test_paths_beyond_max_candidates_are_spare_until_the_policy_allows_more() -> None:
     alone = Alone(Policy(max_candidates=2))
     for name in "abc":

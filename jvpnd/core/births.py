@@ -37,17 +37,13 @@ class Births:
         self._failures = 0
         self._init_at_ms = 0.0
         self._inits_made = 0
+        self.is_unanswered = False  # an INIT of this birth was not answered in time
         self._rekey_at_ms = 0.0
 
     @property
     def rests(self) -> bool:
         """Whether no session will be begun."""
         return self._begin_ms is None
-
-    @property
-    def is_unanswered(self) -> bool:
-        """Whether the birth's first INIT was not enough."""
-        return self._inits_made > 1
 
     def path_added(self, now_ms: float) -> None:
         """A new path: no need to wait any longer."""
@@ -64,6 +60,7 @@ class Births:
             return
         state.session = Session(None, state.name, now_ms, attempt=1, entered_ms=now_ms)
         self._init_at_ms, self._inits_made = now_ms, 0
+        self.is_unanswered = False
         self._send_next_init(now_ms)
 
     def has_failed(self, now_ms: float, session: Session) -> bool:
@@ -71,6 +68,8 @@ class Births:
         if now_ms - session.created_ms >= c.HANDSHAKE_TIMEOUT_MS:
             self._failures += 1
             return True
+        if self._inits_made and now_ms >= self._init_at_ms:
+            self.is_unanswered = True
         self._send_next_init(now_ms)
         return False
 

@@ -242,6 +242,8 @@ class ClientAgent:
         state, session = self._state, self._state.live_session()
         if session is None or session.state is State.BIRTH:
             return not state.candidates() or self._births.is_unanswered
+        if session.state is State.RECOVERING and session.lost_since_ms is None:
+            return self._seeking  # a planned move: the old binding serves meanwhile
         if session.state is not State.ATTACHED:
             return True
         if state.watch.suspect_ms is not None:

@@ -84,8 +84,11 @@ class Steering:
     def go_home(self, now_ms: float, session: Session, bound: Path) -> None:
         """Back to a preferred uplink or transport, once a path there has been steady."""
         state = self._state
+        if bound.id == self._wanted:
+            return
+        self._wanted = None  # it died, or was not to be had
         target = choice.home(bound, state.others(), state.policy, now_ms)
-        if target is None or bound.id == self._wanted:
+        if target is None:
             return
         if state.is_steady(now_ms, target):
             steady_ms = round(now_ms - target.steady_since_ms)

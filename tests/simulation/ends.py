@@ -26,6 +26,7 @@ from jvpnd.core.effects import (
     ReleaseReceive,
     ReleaseSend,
     SaveTimestamp,
+    Seek,
     Send,
     Swap,
     Unexpect,
@@ -50,6 +51,13 @@ QUEUE_MAX = 500  # packets that the kernel keeps while the TUN is left unread
 SENT_MAX = 20_000  # packets kept for tests that play them again: half are forgotten beyond that
 _ECHO = struct.Struct("<Q")
 PUSHED = b"pushed"  # traffic that the gateway sends by itself
+SOCKETS = ("udp", "tcp", "tls", "quic")  # what the gateway's socket of this number carries
+
+
+def path_info(name: str) -> PathInfo:
+    """A path is called by its uplink, and behind a slash by its transport if that is not UDP."""
+    uplink, _, transport = name.partition("/")
+    return PathInfo(name, transport or "udp", uplink, "local", "remote")
 
 
 @dataclass(frozen=True)
@@ -118,7 +126,9 @@ class Table:
 
 
 def _destination(source: Whereabouts) -> Destination:
-    return source if isinstance(source, str) else Origin(source.socket_id, source.remote)
+    if isinstance(source, str):
+        return source
+    return Origin(source.socket_id, source.remote, SOCKETS[source.socket_id])
 
 
 def _whereabouts(to: Destination) -> Whereabouts:
@@ -229,6 +239,7 @@ class ClientEnd(_End):
         self.sent_ms: dict[int, int] = {}
         self.back_ms: list[int] = []  # when echoes came back, in order
         self.lost: set[int] = set()
+        self.sought: list[tuple[int, bool]] = []  # when more paths were wanted, and no longer
 
     def start(self, now_ms: int) -> None:
         self.now_ms = self._next_echo_ms = now_ms
@@ -237,7 +248,7 @@ class ClientEnd(_End):
 
     def add_path(self, now_ms: int, name: str) -> None:
         self.now_ms = now_ms
-        self.core.path_added(now_ms, PathInfo(name, "udp", name, "local", "remote"))
+        self.core.path_added(now_ms, path_info(name))
 
     def remove_path(self, now_ms: int, name: str) -> None:
         self.now_ms = now_ms
@@ -309,6 +320,8 @@ class ClientEnd(_End):
         elif isinstance(effect, SaveTimestamp):
             assert effect.value > self._disk.get("timestamp", 0)
             self._disk["timestamp"] = effect.value
+        elif isinstance(effect, Seek):
+            self.sought.append((self.now_ms, effect.wanted))
 
     def longest_gap_ms(self, since_ms: int) -> int:
         """The longest time between two echoes that came back, from `since_ms` to now."""

@@ -13,7 +13,7 @@ from jvpnd.core.session import Session
 from jvpnd.core.states import State
 from jvpnd.recording.tape import Tape
 
-from .ends import ClientEnd, GatewayEnd, Identity, Load, Table
+from .ends import SOCKETS, ClientEnd, GatewayEnd, Identity, Load, Table, path_info
 from .invariants import History
 from .plane import Ledger
 from .world import Conditions, World
@@ -57,8 +57,8 @@ class Net:
         self.up = set(paths)
         self.world.add_node("gateway", self._boot_gateway)
         for number, name in enumerate(paths, start=1):
-            remote = (f"198.51.100.{number}", 40000)
-            self.world.add_path(name, "client", "gateway", remote, 0, conditions, conditions)
+            remote, into = (f"198.51.100.{number}", 40000), SOCKETS.index(path_info(name).transport)
+            self.world.add_path(name, "client", "gateway", remote, into, conditions, conditions)
         self.world.add_node("client", self._boot_client)
 
     def _boot_client(self, random: Random) -> ClientEnd:
