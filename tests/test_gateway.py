@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from random import Random
 
 import pytest
@@ -11,9 +11,9 @@ import pytest
 from jvpnd.core import constants as c
 from jvpnd.core import keys
 from jvpnd.core.client import ClientAgent
-from jvpnd.core.effects import Emit, Origin, Send, Swap
+from jvpnd.core.effects import Emit, Endpoint, Learned, Origin, Send, Swap, Vouch
 from jvpnd.core.gateway import Gateway, Stored
-from jvpnd.core.messages import Cause, ReattachRequest, reason_from_wire
+from jvpnd.core.messages import MAX_ENDPOINTS, Cause, ReattachRequest, reason_from_wire
 from jvpnd.core.noise import public_key
 from jvpnd.core.packets import decode_reject, encode_request, reject_is_proven, request_tag
 from jvpnd.core.path import PathInfo
@@ -26,6 +26,7 @@ from jvpnd.core.wire import PacketType
 from .simulation.ends import Identity
 
 HOME, AWAY = Origin(1, ("198.51.100.1", 4000)), Origin(1, ("203.0.113.66", 666))
+STREAM = Origin(70_000, ("198.51.100.1", 5000), "tcp")
 SECRET, CLIENT_SECRET = b"g" * 32, b"c" * 32
 
 
@@ -45,13 +46,17 @@ class Dice:
 class Bench:
     """A gateway with one attached client, and a table that says what a test wants."""
 
-    def __init__(self, policy: Policy | None = None) -> None:
+    def __init__(
+        self, policy: Policy | None = None, endpoints: Iterable[Endpoint] = ()
+    ) -> None:
         entry = ClientEntry("laptop", public_key(CLIENT_SECRET), ("10.77.0.2/24",))
         self.policy = policy or Policy()
-        self.gateway = Gateway("gw", SECRET, [entry], self.policy, Dice(1))
+        self.gateway = Gateway("gw", SECRET, [entry], self.policy, Dice(1), endpoints=endpoints)
         self.agent = self.client(CLIENT_SECRET)
         self.outcome = Stored.OK
         self.events: list[Emit] = []
+        self.vouched: list[Origin] = []
+        self.learned: tuple[Endpoint, ...] = ()  # by the client
         self.now_ms = 1_000.0
 
     def client(self, secret: bytes) -> ClientAgent:
@@ -73,6 +78,8 @@ class Bench:
                     self.gateway.store_result(self.now_ms, effect.token, self.outcome)
                 elif isinstance(effect, Emit):
                     self.events.append(effect)
+                elif isinstance(effect, Vouch):
+                    self.vouched.append(effect.origin)
         return answers
 
     def inits(self, agent: ClientAgent) -> Iterator[bytes]:
@@ -85,12 +92,14 @@ class Bench:
             self.now_ms += 1_000
             agent.timer(self.now_ms)
 
-    def attach(self) -> Peer:
-        (response,) = self.give(HOME, next(self.inits(self.agent)))
+    def attach(self, origin: Origin = HOME) -> Peer:
+        (response,) = self.give(origin, next(self.inits(self.agent)))
         self.agent.packet_received(self.now_ms, "p", response)
         for effect in self.agent.drain():
             if isinstance(effect, Send):
-                self.give(HOME, effect.data)
+                self.give(origin, effect.data)
+            elif isinstance(effect, Learned):
+                self.learned = effect.endpoints
         (peer,) = self.gateway.sessions.values()
         return peer
 
@@ -429,3 +438,77 @@ def test_a_refused_attempt_cannot_be_used_again() -> None:
     bench.now_ms += 60_000
     assert bench.give(HOME, request) == []
     assert (peer.origin, peer.session.attempt) == (AWAY, 6)
+
+
+# --- transports ---
+
+UDP_ONLY = Policy(allowed_transports=("udp",))
+
+
+def test_a_client_is_told_where_the_gateway_can_be_reached_by_what_the_policy_allows() -> None:
+    tls, udp = Endpoint("tls", "203.0.113.7", 443), Endpoint("udp", "", 7700)
+    tcp, quic = Endpoint("tcp", "2001:db8::7", 7700), Endpoint("quic", "", 443)
+    for allowed, told in (
+        (("udp", "quic", "tcp", "tls"), (udp, quic, tcp, tls)),
+        (("tcp", "udp"), (tcp, udp)),
+        (("udp",), (udp,)),
+    ):
+        bench = Bench(Policy(allowed_transports=allowed), [tls, udp, tcp, quic])
+        bench.attach()
+        assert bench.learned == told
+
+
+def test_of_many_endpoints_as_many_are_told_as_a_client_reads() -> None:
+    many = [Endpoint("tls", f"203.0.113.{n}", 443) for n in range(300)]
+    bench = Bench(endpoints=[*many, Endpoint("udp", "", 7700)])
+    bench.attach()
+    assert bench.learned == (Endpoint("udp", "", 7700), *many[: MAX_ENDPOINTS - 1])
+
+
+def test_an_init_that_came_by_a_forbidden_transport_is_not_answered_whatever_it_says() -> None:
+    bench = Bench(UDP_ONLY)
+    assert bench.give(STREAM, next(bench.inits(bench.agent))) == []
+    assert bench.security() == ["POLICY_DENY"]
+    assert bench.events[-1].details["what"] == "transport tcp"
+
+
+def test_a_request_that_came_by_a_forbidden_transport_binds_nothing_whatever_it_says() -> None:
+    bench = Bench(UDP_ONLY)
+    peer = bench.attach()
+    request = bench.request(peer, 5)
+    assert refusal(bench.give(STREAM, request), request, peer.session.id or b"") == "POLICY_DENY"
+    assert (peer.origin, peer.transport) == (HOME, "udp")
+
+
+def test_the_transport_of_a_session_is_the_one_that_its_request_came_by() -> None:
+    bench = Bench()
+    peer = bench.attach()
+    bench.give(STREAM, bench.request(peer, 5, transport="tls"))
+    assert (peer.origin, peer.transport) == (STREAM, "tcp")
+    bench.give(HOME, bench.request(peer, 6, transport="tcp"))
+    assert (peer.origin, peer.transport) == (HOME, "udp")
+
+
+def test_a_connection_is_vouched_for_by_authentic_packets_alone() -> None:
+    bench = Bench()
+    init = next(bench.inits(bench.agent))
+    (response,) = bench.give(STREAM, init)
+    assert bench.vouched == [], "who knows the gateway's key may be anybody"
+    bench.agent.packet_received(bench.now_ms, "p", response)
+    (probe,) = [e.data for e in bench.agent.drain() if isinstance(e, Send)]
+    for spoilt in (probe[:-1], probe[:-1] + bytes([probe[-1] ^ 1]), probe[:1] + bytes(60)):
+        bench.give(STREAM, spoilt)
+    bench.give(STREAM, b"")
+    assert bench.vouched == []
+    bench.give(STREAM, probe)
+    assert bench.vouched == [STREAM]
+    other = Origin(70_001, AWAY.remote, "tcp")
+    bench.give(other, probe)
+    bench.give(other, init)
+    assert bench.vouched == [STREAM], "what is replayed is worth nothing"
+
+
+def test_nobody_vouches_for_a_socket_that_everybody_shares() -> None:
+    bench = Bench()
+    bench.attach()
+    assert bench.vouched == []
