@@ -443,19 +443,21 @@ def test_super_packets_of_very_many_segments_arrive_whole(frame: bytes) -> None:
         assert received(to.take(bursts), FULL) == expected
 
 
-def test_a_relay_that_does_not_read_costs_packets_and_nothing_else() -> None:
+@pytest.mark.parametrize("pair", [relay_pair, stream_pair])
+def test_a_transport_that_does_not_read_costs_packets_and_nothing_else(pair: Pairing) -> None:
     ends = bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2])
     header = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 1400, 0, 0, 64, 1, 0, *ends)
     frame = bytes(10) + header + bytes(1380)
-    with sender(new_session(0), pair=relay_pair) as end:
+    with sender(new_session(0), pair=pair) as end:
         end.narrow()
         for _ in range(30):
             end.offer([frame])
         refused = end.drops()["send_buffer"]
         assert 0 < refused < 30
         assert end.packets() == 30 - refused
-        while end.readable():  # the relay wakes up
+        while end.readable():  # it wakes up
             end.wire.recv(1 << 17)
         end.offer([frame])
         assert end.packets() == 31 - refused
         assert end.drops() == {"send_buffer": refused}
+        assert end.reports == [], "control would give the path up"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -235,7 +236,8 @@ class Writing:
         middle = len(data) // 2
         try:
             self.writer.send((memoryview(data[:middle]), memoryview(data[middle:])))
-        except BlockingIOError:
+        except BlockingIOError as error:
+            assert error.errno == errno.EAGAIN, "it would pass for a broken stream"
             return False
         return True
 

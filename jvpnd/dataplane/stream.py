@@ -8,6 +8,7 @@ uplinks of other lanes) gives it to the writer whole, through a SOCK_SEQPACKET p
 from __future__ import annotations
 
 import contextlib
+import errno
 import select
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -115,7 +116,7 @@ class StreamWriter:
         """Send one packet, in pieces. BlockingIOError: nothing of it was taken; OSError."""
         # The feed has waited as long as we have, and has the probes.
         if self._rest and not self._go_on(1):
-            raise BlockingIOError
+            raise BlockingIOError(errno.EAGAIN, "the stream is full")
         self._begin([STREAM_LENGTH.pack(sum(map(len, data))), *data])
 
     def ready(self) -> None:
