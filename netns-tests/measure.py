@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab.daemons import INNER, Daemon, Pair
+from lab.daemons import INNER, UDP, Daemon, Pair
+from lab.firewall import UDP as UDP_DROPPED
+from lab.firewall import block
 from lab.topology import Lab, Uplink
 from lab.traffic import Traffic
 from lab.wire import Conditions
@@ -35,37 +37,57 @@ WELL = Conditions(delay_ms=DELAY_MS)
 SPIKE_S = 3.0
 
 
-def _spike(uplink: Uplink, _: Pair) -> None:
-    uplink.wire.set_both(SPIKE)
+@dataclass(frozen=True)
+class Scene:
+    """What there is to strike at, and the uplink that carries the session."""
+
+    lab: Lab
+    uplink: Uplink
+    pair: Pair
+
+
+def _spike(scene: Scene) -> None:
+    scene.uplink.wire.set_both(SPIKE)
     time.sleep(SPIKE_S)
-    uplink.wire.set_both(WELL)
+    scene.uplink.wire.set_both(WELL)
 
 
-def _switch(_: Uplink, pair: Pair) -> None:
-    done = pair.client.ctl("switch", "--best")
+def _switch(scene: Scene) -> None:
+    done = scene.pair.client.ctl("switch", "--best")
     assert done.returncode == 0, done.stderr
+
+
+def _block_udp(scene: Scene) -> None:
+    for uplink in (scene.lab.a, scene.lab.b):
+        block(uplink, UDP_DROPPED)
 
 
 @dataclass(frozen=True)
 class Fault:
     """What happens to the uplink that carries the session, and whether there is a second one."""
 
-    strike: Callable[[Uplink, Pair], None]
+    strike: Callable[[Scene], None]
     second_uplink: bool = True
     watch_s: float = 1.0  # so long is counted from the fault on, at least
     idle: bool = False  # the echo has ended: what counts is when the client is ATTACHED again
+    transports: tuple[str, ...] = UDP
+    client_policy: str = ""
 
 
+ANY = ("udp", "tcp", "tls")
+COLD = "warm_connections = 0\n"
 FAULTS = {
-    "link down": Fault(lambda uplink, _: uplink.set_down()),
-    "address change": Fault(lambda uplink, _: uplink.change_address(77), second_uplink=False),
-    "NAT rebinding": Fault(lambda uplink, _: uplink.rebind()),
-    "blackhole": Fault(lambda uplink, _: uplink.silence()),
-    "blackhole, up only": Fault(lambda uplink, _: uplink.wire.set(a_to_b=SILENT)),
-    "blackhole, down only": Fault(lambda uplink, _: uplink.wire.set(b_to_a=SILENT)),
-    "blackhole, idle": Fault(lambda uplink, _: uplink.silence(), idle=True),
+    "link down": Fault(lambda scene: scene.uplink.set_down()),
+    "address change": Fault(lambda scene: scene.uplink.change_address(77), second_uplink=False),
+    "NAT rebinding": Fault(lambda scene: scene.uplink.rebind()),
+    "blackhole": Fault(lambda scene: scene.uplink.silence()),
+    "blackhole, up only": Fault(lambda scene: scene.uplink.wire.set(a_to_b=SILENT)),
+    "blackhole, down only": Fault(lambda scene: scene.uplink.wire.set(b_to_a=SILENT)),
+    "blackhole, idle": Fault(lambda scene: scene.uplink.silence(), idle=True),
     "planned switch": Fault(_switch),
     "30 % loss for 3 s": Fault(_spike, watch_s=10.0),
+    "UDP blocked, warm": Fault(_block_udp, watch_s=3.0, transports=ANY),
+    "UDP blocked, cold": Fault(_block_udp, watch_s=3.0, transports=ANY, client_policy=COLD),
 }
 
 
@@ -77,7 +99,8 @@ def one_run(fault: Fault) -> dict[str, Any]:
             lab.b.set_down()
         for uplink in (lab.a, lab.b):
             uplink.translate()
-        pair = stack.enter_context(Pair(lab.client, lab.gateway))
+        options = {"transports": fault.transports, "client_policy": fault.client_policy}
+        pair = stack.enter_context(Pair(lab.client, lab.gateway, **options))  # type: ignore[arg-type]
         pair.start()
         inner = INNER["gateway"][0]
         echo = stack.enter_context(
@@ -91,7 +114,7 @@ def one_run(fault: Fault) -> dict[str, Any]:
         if not fault.idle:
             echo.report()
         began_s, began_ms = time.monotonic(), time.time() * 1000
-        fault.strike(lab.uplink(session["binding"]["uplink"]), pair)
+        fault.strike(Scene(lab, lab.uplink(session["binding"]["uplink"]), pair))
         back = pair.client.wait_state("ATTACHED", after=seq)
         time.sleep(max(0.0, fault.watch_s - (time.monotonic() - began_s)))
         reports = [] if fault.idle else echo.wait_until("received", above=RATE_HZ)
