@@ -22,6 +22,7 @@ from typing import Any
 from lab.daemons import INNER, UDP, Daemon, Pair
 from lab.firewall import UDP as UDP_DROPPED
 from lab.firewall import block
+from lab.stage import until
 from lab.topology import Lab, Uplink
 from lab.traffic import Traffic
 from lab.wire import Conditions
@@ -72,6 +73,7 @@ class Fault:
     idle: bool = False  # the echo has ended: what counts is when the client is ATTACHED again
     transports: tuple[str, ...] = UDP
     client_policy: str = ""
+    connections: int = 0  # beside UDP, once the session has settled
 
 
 ANY = ("udp", "tcp", "tls")
@@ -86,7 +88,7 @@ FAULTS = {
     "blackhole, idle": Fault(lambda scene: scene.uplink.silence(), idle=True),
     "planned switch": Fault(_switch),
     "30 % loss for 3 s": Fault(_spike, watch_s=10.0),
-    "UDP blocked, warm": Fault(_block_udp, watch_s=3.0, transports=ANY),
+    "UDP blocked, warm": Fault(_block_udp, watch_s=3.0, transports=ANY, connections=4),
     "UDP blocked, cold": Fault(_block_udp, watch_s=3.0, transports=ANY, client_policy=COLD),
 }
 
@@ -110,6 +112,7 @@ def one_run(fault: Fault) -> dict[str, Any]:
         if fault.idle:
             echo.close()
             time.sleep(IDLE_S + random.random())  # anywhere between two heartbeats
+        until(lambda: _connections(pair) == fault.connections, "the session has settled")
         session, seq = pair.client.status()["session"], pair.client.last_seq()
         if not fault.idle:
             echo.report()
@@ -127,6 +130,11 @@ def one_run(fault: Fault) -> dict[str, Any]:
             "recovery_ms": _recovery_ms(pair.client, seq),
             "survived": pair.client.status()["session"]["id"] == session["id"],
         }
+
+
+def _connections(pair: Pair) -> int:
+    rows = pair.client.status()["paths"]
+    return sum(row["transport"] != "udp" and row["state"] != "closed" for row in rows)
 
 
 def _recovery_ms(client: Daemon, seq: int) -> float:

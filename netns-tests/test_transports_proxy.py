@@ -79,7 +79,7 @@ def test_the_proxy_of_the_environment_is_used(walled: Stage) -> None:
         assert proxy.PASSWORD not in pair.client.log + str(pair.client.status())
 
 
-def test_a_session_through_a_proxy_moves_to_the_other_uplinks(walled: Stage) -> None:
+def test_a_session_through_a_proxy_moves_to_the_other_uplink(walled: Stage) -> None:
     with proxy.proxies(walled.lab), through(walled, proxy.URL, transports=ONE_TRANSPORT) as pair:
         pair.start()
         until(lambda: len(pair.client.status()["paths"]) == 2, "both uplinks are connected")
