@@ -1,7 +1,7 @@
 """A client that keeps no rule: it asks for what it likes, as often as it likes. And mere strangers.
 
-Built from the core's messages, not from its client. One UDP socket in one namespace; the calls wait
-for their answer.
+Built from the core's messages, not from its client. One UDP socket, or one TCP connection, in one
+namespace; the calls wait for their answer.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from jvpnd.core.packets import (
     request_tag,
     unseal,
 )
-from jvpnd.core.wire import PacketType, decode_sealed_header
+from jvpnd.core.wire import STREAM_LENGTH, PacketType, decode_sealed_header
 from jvpnd.host import SystemEntropy
 from lab.namespace import Namespace
 
@@ -46,22 +46,31 @@ class Liar:
     """A session of its own at a gateway, and requests about it that no client would make."""
 
     def __init__(
-        self, namespace: Namespace, secret: bytes, gateway_public: bytes, gateway: tuple[str, int]
+        self,
+        namespace: Namespace,
+        secret: bytes,
+        gateway_public: bytes,
+        gateway: tuple[str, int],
+        transport: str = "udp",
     ) -> None:
         self._entropy = SystemEntropy()
         self._handshake = ClientHandshake(secret, gateway_public, None, self._entropy)
-        self._sock = namespace.within(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        self._transport = transport
+        kind = socket.SOCK_DGRAM if transport == "udp" else socket.SOCK_STREAM
+        self._sock = namespace.within(lambda: socket.socket(socket.AF_INET, kind))
         self._sock.connect(gateway)
+        self._came = b""
         self._probes = 0
         self.attach()
 
     def attach(self) -> None:
         """A session by a true handshake."""
         payload = InitPayload(
-            0, "udp", PATH, time.time_ns() // 1000, NO_SESSION, NO_SESSION, 1, b""
+            *(0, self._transport, PATH, time.time_ns() // 1000),
+            *(NO_SESSION, NO_SESSION, 1, b""),
         )
         pending = self._handshake.start(_now_ms(), "", payload)
-        self._sock.send(pending.packet)
+        self.send(pending.packet)
         response = decode_response(self._receive(PacketType.HANDSHAKE_RESPONSE))
         done = self._handshake.finish(pending, response) if response else None
         assert done is not None, "the gateway's answer is forged"
@@ -166,16 +175,31 @@ class Liar:
         self._channel = epoch.channel()
 
     def send(self, packet: bytes) -> None:
-        self._sock.send(packet)
+        if self._transport == "udp":
+            self._sock.send(packet)
+        else:
+            self._sock.sendall(STREAM_LENGTH.pack(len(packet)) + packet)
 
     def _receive(self, *kinds: PacketType, within_s: float = ANSWER_S) -> bytes:
         """The next packet of these kinds; TimeoutError if none comes."""
         deadline = time.monotonic() + within_s
         while True:
-            self._sock.settimeout(max(0.001, deadline - time.monotonic()))
-            packet = self._sock.recv(2048)
+            packet = self._next(deadline)
             if packet[0] in kinds:
                 return packet
+
+    def _next(self, deadline: float) -> bytes:
+        while True:
+            self._sock.settimeout(max(0.001, deadline - time.monotonic()))
+            if self._transport == "udp":
+                return self._sock.recv(2048)
+            size = int.from_bytes(self._came[:4], "little")
+            if len(self._came) >= 4 + size > 4:
+                packet, self._came = self._came[4 : 4 + size], self._came[4 + size :]
+                return packet
+            data = self._sock.recv(1 << 16)
+            assert data, "the gateway has closed the connection"
+            self._came += data
 
     def close(self) -> None:
         self._sock.close()
