@@ -1,4 +1,4 @@
-"""Several lanes over one connection: one worker reads it, one writes it, the others hand it theirs."""
+"""Several lanes over one connection: one worker reads it, one writes it, and others feed it."""
 
 from __future__ import annotations
 
