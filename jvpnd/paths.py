@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from jvpnd.config import GatewayPeer
+from jvpnd.configendpoint import ip_of
 from jvpnd.core import effects
 from jvpnd.core.choice import warm
 from jvpnd.core.effects import host_port
@@ -210,6 +211,8 @@ class ClientPaths:
             if told.transport == "quic" and quic.missing():
                 continue
             for host, name in [(told.address, None)] if told.address else hosts:
+                if ip_of(host) is None and told.transport != "tls":
+                    continue  # a name that only the proxy knows
                 key = told.transport, host, told.port
                 found.setdefault(key, Endpoint(*key, server_name=name))
         return list(found.values())[:MAX_ENDPOINTS]
