@@ -16,9 +16,9 @@ from .teller import policies, tell
 from .trial import Failure, attempt, shortest
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(4))
 def test_a_story_ends_well(seed: int) -> None:
-    """`make simulate` plays many more."""
+    """A first look: `make simulate` plays these and many more."""
     result = attempt(tell(seed))
     assert not isinstance(result, Failure), result.text
 
