@@ -51,10 +51,10 @@ def where(group: SocketGroup, sender: socket.socket, data: bytes) -> int:
     """The lane whose socket gets `data`; it must be one, and no more."""
     sender.sendto(data, group.sockets[0].getsockname())
     poll = select.poll()
-    for descriptor in group.descriptors():
-        poll.register(descriptor, select.POLLIN)
+    for sock in group.sockets:
+        poll.register(sock, select.POLLIN)
     ((ready, _),) = poll.poll(PATIENCE_MS)
-    lane = group.descriptors().index(ready)
+    lane = [sock.fileno() for sock in group.sockets].index(ready)
     assert group.sockets[lane].recv(100) == data
     return lane
 
