@@ -77,12 +77,12 @@ class Dialer:
         if self._proxy is not None:
             request = ProxyRequest(host_port(*remote), self._proxy.authorization)
             remote = await self._address_of(self._proxy, source)
-        if self._tls is None:
-            self._tls = TlsRelay(self._tls_ready, self._failed, self._tls_exited)
         number = next(self._numbers)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         alpn = endpoint.alpn or ALPN["tls"]
         with theirs, await self._connect(uplink, source, remote) as sock:
+            if self._tls is None:  # only now: the one from before may have ended meanwhile
+                self._tls = TlsRelay(self._tls_ready, self._failed, self._tls_exited)
             self._tls.connect(number, sock, theirs, endpoint.server_name, alpn, request)
         await self._is_ready(number, ours)
         return Stream(ours)
