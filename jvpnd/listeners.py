@@ -7,6 +7,7 @@ and are few, from one source fewer still; where there are too many the oldest gi
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import logging
 import os
@@ -222,12 +223,21 @@ class Listeners:
         for _ in range(ACCEPTS_A_TURN):
             try:
                 sock, address = self._sockets[number].accept()
+            except BlockingIOError:
+                return
             except OSError as error:
-                if not isinstance(error, BlockingIOError):  # it was gone before we came
-                    self.dropped["connection not accepted"] += 1
+                self.dropped["connection not accepted"] += 1
+                if error.errno in (errno.EMFILE, errno.ENFILE):  # it waits: look again later
+                    self._loop.remove_reader(self._sockets[number])
+                    self._loop.call_later(SWEEP_S, self._look_again, number)
                 return
             with sock:
                 self._take(number, sock, remote_of(address))
+
+    def _look_again(self, number: int) -> None:
+        sock = self._sockets[number]
+        if sock.fileno() >= 0:
+            self._loop.add_reader(sock, self._accept, number)
 
     def _take(self, number: int, sock: socket.socket, remote: tuple[str, int]) -> None:
         if not self._admits(remote):

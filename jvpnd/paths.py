@@ -267,6 +267,7 @@ class ClientPaths:
         infos = [row.info for row in wanted.values() if row.info.transport != "udp"]
         if self._seeking:
             allowed = [info for info in infos if policy.allows(info.transport, info.uplink)]
+            allowed.sort(key=lambda info: policy.preference(info.transport, info.uplink))
             chosen = {info.id for info in allowed[:MAX_CONNECTIONS]}
         else:
             chosen = {info.id for info in warm(infos, policy)}
