@@ -26,6 +26,7 @@ class User:
 
     def __init__(self, policy: Policy | None = None, bound: str | None = None) -> None:
         self.policy = policy or Policy()
+        self.is_resting = False
         self.bound = bound
 
     def bound_path(self) -> str | None:

@@ -9,8 +9,10 @@ import socket
 from typing import Final
 
 from jvpnd.core.effects import host_port
+from jvpnd.transport.backlog import limit_unsent
 from jvpnd.transport.udp import ListenError, PathError
 
+WINDOW_BYTES: Final = 4 * 2**20  # the kernel's own maximum; left to itself it begins with 16 KiB
 BACKLOG: Final = 256  # connections that wait to be accepted
 # Our own probes find a dead connection; these see to it that the kernel forgets it soon, too.
 USER_TIMEOUT_MS: Final = 20_000
@@ -60,7 +62,9 @@ def open_listener(address: str, port: int) -> socket.socket:
 
 
 def tune(sock: socket.socket) -> None:
-    """Send at once; give up on a peer that is gone."""
+    """Send at once, take a burst from the start, give up on a peer that is gone."""
+    # What may wait unsent is bounded apart (carrier.py); this is for what is on its way.
+    limit_unsent(sock, WINDOW_BYTES)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
