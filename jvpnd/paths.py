@@ -36,6 +36,7 @@ RETRY_S: Final = 0.5  # before the next try of what failed, doubled up to the ma
 MAX_RETRY_S: Final = 15.0
 MAX_CONNECTIONS: Final = 16  # while the agent seeks
 MAX_ENDPOINTS: Final = 32
+DRAIN_MORE_MS: Final = 250  # the gateway begins to drain when it hears of the move
 
 
 @dataclass(slots=True)
@@ -126,6 +127,11 @@ class ClientPaths:
         if wanted:
             self._hurry()
         self._loop.call_soon(self.refresh)
+
+    def moved(self, drain_ms: int) -> None:
+        """Another path may carry the session now: once the one before has drained, it may not be
+        needed any more."""
+        self._loop.call_later((drain_ms + DRAIN_MORE_MS) / 1000, self.refresh)
 
     def learn(self, endpoints: tuple[effects.Endpoint, ...]) -> None:
         """The gateway told where else it can be reached."""

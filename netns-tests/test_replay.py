@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from lab.daemons import Pair
 from lab.stage import Stage, until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -31,11 +32,18 @@ def replay(file: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
+def has_lines(pair: Pair) -> bool:
+    """Whether there is something to draw of both paths."""
+    rows = pair.client.ask("samples")
+    return len(rows) == 2 and all(len(each) > 2 for each in rows.values())
+
+
 def test_a_link_down_under_traffic_is_recorded_and_replays(stage: Stage, tmp_path: Path) -> None:
     pair = stage.pair()
     file = tmp_path / "laptop.rec"
     with stage.watch(pair) as watch:
         lost = watch.bound()
+        until(lambda: has_lines(pair), "both paths have been sampled")
         stage.uplink(lost).set_down()
         watch.wait_attached()
         watch.assert_flows()

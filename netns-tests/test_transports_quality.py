@@ -70,7 +70,11 @@ def test_throttled_udp_is_left_for_tcp_and_tried_ever_more_seldom(
     with blocked(stage.lab, throttle(ENOUGH_FOR_PROBES)):
         wait_to(watch, BELOW)
         until(lambda: watch.transport() == "tcp", "it goes over TCP")
-        why = next(why for why in moves(watch) if why["why"] == "quality")
+        why = until(  # the first time it may have been silence
+            lambda: next((why for why in moves(watch) if why["why"] == "quality"), None),
+            "it is left for its quality",
+            timeout_s=60,
+        )
         assert any(key.startswith("loss_") for key in why)
         steady = until(
             lambda: next((s for s in homecomings(watch).values() if len(s) == 3), None),
