@@ -57,7 +57,7 @@ def watch(stage: Stage) -> Iterator[Watch]:
 
 def test_throttled_udp_is_left_for_tcp(stage: Stage, watch: Watch) -> None:
     """Probes get through while nothing else does, so only traffic shows what the path is worth. Now
-    and then it is tried again, ever more seldom: an empty bucket is loss, silence, or probes lost."""
+    and then it is tried again, ever more seldom: an empty bucket is loss, or silence."""
     with blocked(stage.lab, throttle(ENOUGH_FOR_PROBES)):
         wait_to(watch, BELOW)
         until(lambda: watch.transport() == "tcp", "it goes over TCP", timeout_s=60)
