@@ -19,13 +19,16 @@ class _Draining:
 class Binding:
     """Installs epochs in the data plane, one for sending at any time, and retires old ones."""
 
-    def __init__(self, session_id: bytes, suite: Suite, effects: list[Effect]) -> None:
+    def __init__(
+        self, session_id: bytes, suite: Suite, effects: list[Effect], used_epoch: int = 0
+    ) -> None:
+        """`used_epoch`: no key of it, nor of any before, may send."""
         self._session_id = session_id
         self._suite = suite
         self._effects = effects
         self._draining: list[_Draining] = []
         self._keys: EpochKeys | None = None
-        self._sending_epoch = 0
+        self._sending_epoch = used_epoch
         self._move_to: str | None = None  # path to send on, once the peer uses the current epoch
         self.channel: ControlChannel | None = None
 

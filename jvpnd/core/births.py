@@ -5,7 +5,7 @@ from __future__ import annotations
 from jvpnd.core import constants as c
 from jvpnd.core.binding import Binding
 from jvpnd.core.clientstate import ClientState
-from jvpnd.core.effects import Expect, Learned, SaveTimestamp, Send, SessionUp, Unexpect
+from jvpnd.core.effects import Endpoint, Expect, Learned, SaveTimestamp, Send, SessionUp, Unexpect
 from jvpnd.core.handshake import NO_COOKIE, Established, Handshake, PendingInit
 from jvpnd.core.messages import CAPABILITY_AES, NO_SESSION, InitPayload
 from jvpnd.core.packets import decode_response, decode_retry
@@ -39,6 +39,7 @@ class Births:
         self._inits_made = 0
         self.is_unanswered = False  # an INIT of this birth was not answered in time
         self._rekey_at_ms = 0.0
+        self.endpoints: tuple[Endpoint, ...] = ()  # as the gateway told them at the birth
 
     @property
     def rests(self) -> bool:
@@ -83,6 +84,15 @@ class Births:
         if event is Event.HANDSHAKE_FAILED:
             wait_ms = c.BIRTH_BACKOFF_MS * 2 ** min(self._failures - 1, 10)
         self._begin_ms = None if rest else now_ms + min(wait_ms, c.BIRTH_BACKOFF_MAX_MS)
+
+    def follow(self, session: Session) -> None:
+        """This session is from before a restart: go on with it, or let the next one name it."""
+        if session.state is State.TERMINATED:
+            assert session.id is not None
+            self._supersedes = session.id
+        else:
+            self._begin_ms = None
+            self._rekey_at_ms = self._state.anchor_ms + self._state.policy.rekey_after_ms
 
     def rekey_if_due(self, now_ms: float, session: Session, bound: Path) -> None:
         if now_ms >= self._rekey_at_ms and session.id is not None:
@@ -175,6 +185,7 @@ class Births:
         state, welcome = self._state, done.welcome
         session.id, session.suite = welcome.session_id, welcome.suite
         session.addresses = welcome.addresses
+        self.endpoints = welcome.endpoints
         state.effects.append(Learned(welcome.endpoints))
         state.binding = Binding(session.id, session.suite, state.effects)
         self._failures, self._begin_ms = 0, None

@@ -16,12 +16,16 @@ from jvpnd.core.effects import Effect, Seek, Send, SessionDown
 from jvpnd.core.entropy import Entropy
 from jvpnd.core.handshake import Handshake
 from jvpnd.core.health import Health
+from jvpnd.core.keeping import Keeping
+from jvpnd.core.keys import notice_key
 from jvpnd.core.messages import Control, decode_probe_reply, reason_from_wire, reason_to_wire
+from jvpnd.core.packets import notice_index, open_notice
 from jvpnd.core.path import Path, PathInfo
 from jvpnd.core.policy import Policy
 from jvpnd.core.reasons import Reason
 from jvpnd.core.recovery import Recovery
 from jvpnd.core.session import Session
+from jvpnd.core.sessionrow import Row
 from jvpnd.core.states import Event, State
 from jvpnd.core.steering import SWITCHABLE, Refusal, Steering
 from jvpnd.core.watch import Traffic
@@ -31,6 +35,7 @@ __all__ = ["ClientAgent", "Refusal"]
 
 _CLOSE_EVENTS = {
     Reason.OPERATOR_TERMINATION: Event.OPERATOR_TERMINATED,
+    Reason.POLICY_TERMINATION: Event.POLICY_TERMINATED,
     Reason.SUPERSEDED: Event.SUPERSEDED,
     Reason.TTL_SESSION_EXPIRED: Event.SESSION_TTL_OVER,
     Reason.TTL_TRANSPORT_LOSS_EXPIRED: Event.TRANSPORT_LOSS_TTL_OVER,
@@ -59,6 +64,7 @@ class ClientAgent:
         self._recovery = Recovery(self._state)
         self._steering = Steering(self._state, self._births, self._recovery)
         self._health = Health(self._state, self._births, self._recovery, self._steering)
+        self._keeping = Keeping(self._state, self._births)
         self._path_number = 0
         self._due_ms: float | None = None
         self._checked_ms = 0.0
@@ -106,7 +112,7 @@ class ClientAgent:
         """Everything the shell has to do, in order; empties the list."""
         effects = self._state.effects[:]
         self._state.effects.clear()
-        return effects
+        return [*self._keeping.changed(self._path_number), *effects]
 
     def next_timer_ms(self, now_ms: float) -> float:
         """When `timer` wants to be called next, if nothing else happens before."""
@@ -129,6 +135,17 @@ class ClientAgent:
             wishes.append(drain_ms)
         self._due_ms = min(wishes)
         return max(now_ms, self._due_ms)
+
+    # --- inputs: a restart ---
+
+    def restore(self, now_ms: float, row: Row) -> bool:
+        """Take up the session that was kept when this client ended; call it first. False if the row
+        makes no sense."""
+        paths_made = self._keeping.take_up(now_ms, row)
+        if paths_made is None:
+            return False
+        self._path_number = paths_made % 256
+        return True
 
     # --- inputs: paths ---
 
@@ -199,6 +216,7 @@ class ClientAgent:
             PacketType.REATTACH_ACK: self._on_ack,
             PacketType.REATTACH_REJECT: self._on_reject,
             PacketType.CONTROL: self._on_control,
+            PacketType.NOTICE: self._on_notice,
         }
         handler = handlers.get(packet[0])
         if handler is None or not handler(now_ms, path, packet):
@@ -334,6 +352,23 @@ class ClientAgent:
             return reply is not None
         if body[0] == Control.REBIND_HINT:
             self._on_hint(now_ms, path, state.session)
+            return True
+        if body[0] == Control.CLOSE and len(body) == 2:
+            self._on_close(now_ms, reason_from_wire(body[1]))
+            return True
+        return False
+
+    def _on_notice(self, now_ms: float, path: Path, packet: bytes) -> bool:
+        """The gateway was started again. It has the session, but not the counters of our epoch."""
+        state, session = self._state, self._state.live_session()
+        index = state.binding.index if state.binding is not None else None
+        if session is None or index is None or notice_index(packet) != index:
+            return False
+        body = open_notice(packet, notice_key(session.root, session.epoch))
+        if not body:
+            return False
+        if body[0] == Control.REBIND_HINT:
+            self._health.gateway_restarted(now_ms, session, path)
             return True
         if body[0] == Control.CLOSE and len(body) == 2:
             self._on_close(now_ms, reason_from_wire(body[1]))

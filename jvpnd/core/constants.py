@@ -54,4 +54,7 @@ HINT_GAP_MS = 20
 
 # Gateway
 REBINDS_PER_MINUTE = 120  # of a session, those included that its client never confirmed
-SCAN_MS = 250  # between looks at all sessions' health
+SCAN_MS = 250  # a round of looks at all sessions' health
+SCAN_SLICE = 256  # so many of them at once
+TELL_SLICE = 20  # clients told of a restart at once, and how long until the next are:
+TELL_GAP_MS = 10  # all at once would ask for new bindings at once

@@ -122,6 +122,14 @@ class SaveTimestamp:
 
 
 @dataclass(frozen=True, slots=True)
+class Keep:
+    """Keep this row of the client's session across restarts, in place of the one before, and before
+    anything else is done."""
+
+    row: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
 class Endpoint:
     """Where a gateway can be reached. No `address`: the one by which the client knows it."""
 
@@ -191,6 +199,7 @@ Effect: TypeAlias = (
     | SessionUp
     | SessionDown
     | SaveTimestamp
+    | Keep
     | Learned
     | Seek
     | Vouch

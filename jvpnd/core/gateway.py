@@ -28,6 +28,8 @@ from jvpnd.core.peer import ClientEntry, Offer, Peer, Stored
 from jvpnd.core.policy import Policy
 from jvpnd.core.reasons import Reason
 from jvpnd.core.rebinding import Rebinding
+from jvpnd.core.restoring import Restoring
+from jvpnd.core.sessionrow import Row
 from jvpnd.core.states import Event, State
 from jvpnd.core.wire import PacketType, decode_sealed_header
 
@@ -53,7 +55,9 @@ class Gateway:
         self._state = GatewayState(node, secret, policy, entropy)
         self._offers = Offers(self._state, clients, has_aes, tuple(endpoints))
         self._rebinding = Rebinding(self._state, self._offers)
+        self._restoring = Restoring(self._state, self._offers)
         self._scan_ms = 0.0
+        self._unseen: list[Peer] = []  # of this round of looking at all sessions
 
     # --- outputs ---
 
@@ -84,10 +88,17 @@ class Gateway:
 
     def next_timer_ms(self, now_ms: float) -> float:
         """When `timer` wants to be called next."""
-        drains = (at for peer in self._state.sessions.values() for _, at in peer.draining.values())
-        return max(now_ms, min([self._scan_ms, *drains], default=now_ms + c.SCAN_MS))
+        wishes = [self._scan_ms, *self._restoring.due_ms()]
+        if self._state.drains:
+            wishes.append(self._state.drains[0][0])
+        return max(now_ms, min(wishes))
 
     # --- inputs ---
+
+    def restore(self, now_ms: float, rows: Iterable[Row]) -> list[str]:
+        """Take up the sessions that the table held when this gateway ended; call it first. Returns
+        the ids of the rows to forget."""
+        return self._restoring.restore(now_ms, rows)
 
     def packet_received(self, now_ms: float, origin: Origin, packet: bytes) -> None:
         """Anything but DATA that came to a listening socket."""
@@ -142,16 +153,23 @@ class Gateway:
 
     def timer(self, now_ms: float) -> None:
         """Time has passed."""
-        for peer in list(self._state.sessions.values()):
-            for index, (_, until_ms) in list(peer.draining.items()):
-                if until_ms <= now_ms:
-                    self._state.release_index(peer, index)
-        if now_ms < self._scan_ms:
-            return
-        self._scan_ms = now_ms + c.SCAN_MS
-        self._offers.forget_old(now_ms)
-        for peer in list(self._state.sessions.values()):
-            self._judge(now_ms, peer)
+        self._state.end_drains(now_ms)
+        self._restoring.tell_some(now_ms)
+        if now_ms >= self._scan_ms:
+            self._scan(now_ms)
+
+    def _scan(self, now_ms: float) -> None:
+        """Look at the sessions' health, at some of them each time: however many there are, nobody
+        has to wait for it."""
+        if not self._unseen:
+            self._offers.forget_old(now_ms)
+            self._unseen = list(self._state.sessions.values())
+        for _ in range(min(c.SCAN_SLICE, len(self._unseen))):
+            peer = self._unseen.pop()
+            if peer.session.state is not State.TERMINATED:
+                self._judge(now_ms, peer)
+        slices = max(1, -(-len(self._state.sessions) // c.SCAN_SLICE))
+        self._scan_ms = now_ms + c.SCAN_MS / slices
 
     # --- control packets ---
 
@@ -175,6 +193,9 @@ class Gateway:
                 self._offers.confirm(
                     now_ms, holder, lambda at_ms, peer: self._on_message(at_ms, peer, origin, body)
                 )
+            return
+        if holder.is_restored and body[0] == Control.PROBE:
+            self._state.hint(now_ms, holder, origin)  # it may be a replay: it counts for nothing
             return
         if channel is holder.channel:
             holder.confirmed = True
@@ -238,4 +259,4 @@ class Gateway:
     def _fire_stored(self, now_ms: float, peer: Peer, event: Event) -> None:
         details: dict[str, object] = {"silent_ms": round(now_ms - peer.heard_ms)}
         if self._state.machine.fire(peer.session, event, now_ms, details):
-            self._state.write_behind(peer)
+            self._state.write_behind(now_ms, peer)

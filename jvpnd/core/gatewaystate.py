@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import OrderedDict
-from collections.abc import Mapping
 
 from jvpnd.core import constants as c
 from jvpnd.core.admission import Admission
@@ -26,9 +26,10 @@ from jvpnd.core.messages import (
     Control,
     reason_to_wire,
 )
-from jvpnd.core.peer import Follow, Offer, Peer, Stored
+from jvpnd.core.peer import Follow, Future, Offer, Peer, Stored
 from jvpnd.core.policy import Policy
 from jvpnd.core.reasons import Reason
+from jvpnd.core.record import row_of
 from jvpnd.core.session import Machine
 from jvpnd.core.states import Event
 
@@ -45,12 +46,22 @@ class GatewayState:
         self.effects: list[Effect] = []
         self.machine = Machine(self.effects)
         self.sessions: dict[bytes, Peer] = {}
+        self.of_client: dict[bytes, Peer] = {}  # by public key
+        self.offers: dict[int, Offer] = {}  # by receiver index, the oldest first
         self.by_index: dict[int, Peer | Offer] = {}
         self.reserved: set[int] = set()  # next indexes, announced but not bound
         self.tombstones: OrderedDict[bytes, Reason] = OrderedDict()
         self.swaps: dict[int, Follow] = {}
         self.token = 0
+        self.drains: list[tuple[float, int]] = []  # a heap: when each old epoch is released
         self.dropped: dict[str, int] = {}
+
+    def admit(self, peer: Peer) -> None:
+        """A session of this node from now on."""
+        assert peer.session.id is not None
+        self.sessions[peer.session.id] = self.of_client[peer.entry.public_key] = peer
+        self.by_index[peer.keys.index] = peer
+        self.reserved.add(peer.next_index)
 
     def bind(self, peer: Peer) -> None:
         """Install the peer's present epoch in the data plane, both ways."""
@@ -64,7 +75,17 @@ class GatewayState:
 
     def drain_epoch(self, now_ms: float, peer: Peer) -> None:
         """The present epoch is received a little longer; it never sends again."""
-        peer.draining[peer.keys.index] = (peer.channel, now_ms + self.policy.drain_ms)
+        until_ms = now_ms + self.policy.drain_ms
+        peer.draining[peer.keys.index] = (peer.channel, until_ms)
+        heapq.heappush(self.drains, (until_ms, peer.keys.index))
+
+    def end_drains(self, now_ms: float) -> None:
+        """Release the old epochs whose time is over."""
+        while self.drains and self.drains[0][0] <= now_ms:
+            until_ms, index = heapq.heappop(self.drains)
+            peer = self.by_index.get(index)
+            if isinstance(peer, Peer) and peer.draining.get(index, (None, None))[1] == until_ms:
+                self.release_index(peer, index)
 
     def release_index(self, peer: Peer, index: int) -> None:
         del peer.draining[index]
@@ -72,8 +93,16 @@ class GatewayState:
         self.reserved.discard(index)
         self.effects.append(ReleaseReceive(index))
 
+    def add_offer(self, offer: Offer) -> None:
+        self.offers[offer.keys.index] = self.by_index[offer.keys.index] = offer
+
+    def forget_offer(self, offer: Offer) -> None:
+        """It has become a session, or the new root of one."""
+        if self.offers.pop(offer.keys.index, None) is not None:
+            del self.by_index[offer.keys.index]
+
     def drop_offer(self, offer: Offer) -> None:
-        self.by_index.pop(offer.keys.index, None)
+        self.forget_offer(offer)
         self.reserved -= {offer.keys.index, offer.next_index}
         self.effects.append(Unexpect(offer.keys.index))
 
@@ -97,8 +126,8 @@ class GatewayState:
         self.effects.append(ReleaseSend(session.id))
         for index in list(peer.draining):
             self.release_index(peer, index)
-        for offer in list(self.by_index.values()):  # no late rekey brings it back
-            if isinstance(offer, Offer) and offer.session_id == session.id:
+        for offer in list(self.offers.values()):  # no late rekey brings it back
+            if offer.session_id == session.id:
                 self.drop_offer(offer)
         self.by_index.pop(peer.keys.index, None)
         self.reserved -= {peer.next_index, peer.keys.index}
@@ -108,52 +137,55 @@ class GatewayState:
             SessionDown(session.id),
         ]
         del self.sessions[session.id]
+        if self.of_client.get(peer.entry.public_key) is peer:
+            del self.of_client[peer.entry.public_key]
         self.tombstones[session.id] = tell or Reason.OPERATOR_TERMINATION
         while len(self.tombstones) > c.MAX_TOMBSTONES:
             self.tombstones.popitem(last=False)
-        self.write_behind(peer)
+        self.write_behind(now_ms, peer)
 
-    def swap(self, peer: Peer, record: Mapping[str, object], follow: Follow) -> None:
-        """Write the record behind those that are under way: a write knows what it follows."""
-        peer.writes.append((record, follow))
+    def swap(self, now_ms: float, peer: Peer, future: Future, follow: Follow) -> None:
+        """Write what the peer is about to be, behind the writes that are under way: each knows what
+        it follows."""
+        peer.writes.append((future, follow))
         if len(peer.writes) == 1:
-            self._write_first(peer)
+            self._write_first(now_ms, peer)
 
-    def _write_first(self, peer: Peer) -> None:
-        record, follow = peer.writes[0]
-        session_id, version = peer.session.id, record["state_version"]
-        assert session_id is not None
-        assert isinstance(version, int)
-
-        def written(now_ms: float, outcome: Stored) -> None:
-            if outcome is Stored.OK:
-                peer.stored_version = version
-            follow(now_ms, outcome)
-            peer.writes.popleft()
-            if peer.writes:
-                self._write_first(peer)
-
+    def _write_first(self, now_ms: float, peer: Peer) -> None:
+        future = peer.writes[0][0]()
+        if future is None:
+            self._written(now_ms, peer, None, 0)
+            return
+        assert peer.session.id is not None
+        version = future.session.state_version
         self.token += 1
-        self.swaps[self.token] = written
-        self.effects.append(Swap(self.token, session_id, peer.stored_version, record))
+        self.swaps[self.token] = lambda at_ms, outcome: self._written(at_ms, peer, outcome, version)
+        row = row_of(future, self.node)
+        self.effects.append(Swap(self.token, peer.session.id, peer.stored_version, row))
 
-    def write_behind(self, peer: Peer) -> None:
+    def _written(self, now_ms: float, peer: Peer, outcome: Stored | None, version: int) -> None:
+        if outcome is Stored.OK:
+            peer.stored_version = version
+        peer.writes[0][1](now_ms, outcome)
+        peer.writes.popleft()
+        if peer.writes:
+            self._write_first(now_ms, peer)
+
+    def write_behind(self, now_ms: float, peer: Peer) -> None:
         """Tell the table of a change that bound nothing new."""
-        session = peer.session
-        record = peer.record(
-            self.node, session.state, session.state_version, session.epoch, session.attempt
-        )
 
-        def stored(_: float, outcome: Stored) -> None:
-            if outcome is not Stored.OK:
-                self.store_failed(peer, outcome)
+        def stored(later_ms: float, outcome: Stored | None) -> None:
+            if outcome not in (Stored.OK, None):
+                self.store_failed(later_ms, peer, outcome)
 
-        self.swap(peer, record, stored)
+        self.swap(now_ms, peer, lambda: peer, stored)
 
-    def store_failed(self, peer: Peer, outcome: Stored) -> None:
-        self.machine.note(
-            peer.session, "OWNERSHIP", Reason.SEC_OWNERSHIP_ANOMALY, {"store": outcome.value}
-        )
+    def store_failed(self, now_ms: float, peer: Peer, outcome: Stored) -> None:
+        self.count(f"session table: {outcome.value}")
+        assert peer.session.id is not None
+        if self.admission.may_tell_refusal(now_ms, peer.session.id):
+            details: dict[str, object] = {"store": outcome.value}
+            self.machine.note(peer.session, "OWNERSHIP", Reason.SEC_OWNERSHIP_ANOMALY, details)
 
     def new_index(self) -> int:
         while True:

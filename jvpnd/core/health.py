@@ -233,6 +233,16 @@ class Health:
         elif state.live_session() is not None:
             self._recovery.candidate_lost(now_ms, path)
 
+    def gateway_restarted(self, now_ms: float, session: Session, path: Path) -> None:
+        """Nothing is bound there any more: bind again over the path that told us so. It is well."""
+        path.heard(now_ms)
+        if session.state is State.RECOVERING:
+            self._recovery.ask_again(now_ms)
+        elif self._state.bound is not None:
+            self._births.cancel_rekey(now_ms)
+            why = "gateway started again"
+            self._recovery.transport_died(now_ms, self._state.bound, why, None, path)
+
     def resumed(self, now_ms: float, session: Session, stalled_ms: float) -> None:
         """We slept. Ask every path; and where the gateway may have given us up meanwhile, ask it to
         bind us again at once: it agrees, or proves that the session is over."""

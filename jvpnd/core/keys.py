@@ -38,6 +38,11 @@ def ack_key(root: bytes, attempt: int, client_nonce: bytes) -> bytes:
     return derive(root, "ack", attempt, client_nonce)
 
 
+def notice_key(root: bytes, epoch: int) -> bytes:
+    """Seals what a gateway says under an epoch whose counters it no longer knows."""
+    return derive(root, "notice", epoch)
+
+
 def reset_key(gateway_secret: bytes, session_id: bytes) -> bytes:
     """Proves a reject, even by a gateway that has lost the session: it needs no stored state."""
     return derive(gateway_secret, "reset", session_id)

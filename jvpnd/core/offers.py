@@ -8,6 +8,8 @@ of the one there is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import TypeAlias
 
 from jvpnd.core import constants as c
 from jvpnd.core import keys
@@ -37,7 +39,8 @@ from jvpnd.core.ticket import Ticket
 from jvpnd.core.wire import Suite
 
 # Answers the message that confirmed an offer.
-Reply = Callable[[float, Peer], None]
+Reply: TypeAlias = Callable[[float, Peer], None]
+Then: TypeAlias = Callable[[float], None]
 
 
 class Offers:
@@ -157,7 +160,7 @@ class Offers:
             now_ms,
         )
         self._limit(entry)
-        self._state.by_index[index] = offer
+        self._state.add_offer(offer)
         self._state.effects += [Expect(index), Send(origin, packet)]
 
     def _allowed_endpoints(self) -> tuple[Endpoint, ...]:
@@ -171,8 +174,16 @@ class Offers:
         both = self._has_aes and bool(capabilities & CAPABILITY_AES)
         return Suite.AES_256_GCM if both else Suite.CHACHA20_POLY1305
 
+    def client(self, public_key: bytes | None) -> ClientEntry | None:
+        """The client of this key, if the configuration lists it."""
+        return self._clients.get(public_key) if public_key is not None else None
+
+    def remember(self, peer: Peer) -> None:
+        """The INIT of a session from before a restart: it, and older ones, are replays."""
+        self._newest[peer.entry.public_key] = (peer.timestamp, peer.origin)
+
     def all(self) -> list[Offer]:
-        return [entry for entry in self._state.by_index.values() if isinstance(entry, Offer)]
+        return list(self._state.offers.values())
 
     def _limit(self, entry: ClientEntry) -> None:
         mine = [offer for offer in self.all() if offer.entry is entry]
@@ -199,8 +210,7 @@ class Offers:
         peer = self._state.sessions.get(offer.session_id)
         if peer is not None:
             if offer.keys.epoch > peer.session.attempt:
-                self.confirm_rekey(now_ms, peer, offer)
-                reply(now_ms, peer)
+                self.confirm_rekey(now_ms, peer, offer, lambda at_ms: reply(at_ms, peer))
             return
         offer.confirming = True
         session = Session(
@@ -227,22 +237,18 @@ class Offers:
             now_ms,
             offer.timestamp,
         )
-        record = born.record(self._state.node, State.ATTACHED, 1, session.epoch, session.attempt)
+        first = replace(session, state=State.ATTACHED, state_version=1)
 
-        def stored(later_ms: float, outcome: Stored) -> None:
+        def stored(later_ms: float, outcome: Stored | None) -> None:
             if outcome is Stored.OK:
-                self.forget(offer)
+                self._state.forget_offer(offer)
                 self._born(later_ms, born, offer)
                 reply(later_ms, born)
-            else:
+            elif outcome is not None:
                 self._state.drop_offer(offer)
-                self._state.store_failed(born, outcome)
+                self._state.store_failed(later_ms, born, outcome)
 
-        self._state.swap(born, record, stored)
-
-    def forget(self, offer: Offer) -> None:
-        if self._state.by_index.get(offer.keys.index) is offer:
-            del self._state.by_index[offer.keys.index]
+        self._state.swap(now_ms, born, lambda: replace(born, session=first), stored)
 
     def _born(self, now_ms: float, peer: Peer, offer: Offer) -> None:
         session = peer.session
@@ -250,11 +256,10 @@ class Offers:
         for other in self.all():
             if other.entry is offer.entry:
                 self._state.drop_offer(other)
-        for old in [p for p in self._state.sessions.values() if p.entry is peer.entry]:
+        old = self._state.of_client.get(peer.entry.public_key)
+        if old is not None:
             self._state.end(now_ms, old, Event.SUPERSEDED, Reason.SUPERSEDED)
-        self._state.sessions[session.id] = peer
-        self._state.by_index[peer.keys.index] = peer
-        self._state.reserved.add(peer.next_index)
+        self._state.admit(peer)
         self._state.machine.note(
             session,
             "SESSION_CREATED",
@@ -271,11 +276,51 @@ class Offers:
         self._state.effects.append(SessionUp(session.id, session.addresses, peer.entry.networks))
         self._state.bind(peer)
 
-    def confirm_rekey(self, now_ms: float, peer: Peer, offer: Offer) -> None:
+    def confirm_rekey(self, now_ms: float, peer: Peer, offer: Offer, then: Then) -> None:
+        """The new root takes effect once the table has it; `then` is called in that case only. What
+        the table refuses may be confirmed again."""
+        if offer.confirming:
+            return
+        offer.confirming = True
+        session = peer.session
+
+        def renewed() -> Peer | None:
+            dropped = self._state.offers.get(offer.keys.index) is not offer
+            if dropped or offer.keys.epoch <= session.attempt:
+                return None
+            epoch = offer.keys.epoch
+            return replace(
+                peer,
+                session=replace(
+                    session,
+                    root=offer.root,
+                    epoch=epoch,
+                    attempt=epoch,
+                    rekeys=session.rekeys + 1,
+                ),
+                keys=offer.keys,
+                next_index=offer.next_index,
+                issue=0,
+                anchor_ms=offer.made_ms,
+                timestamp=offer.timestamp,
+            )
+
+        def stored(later_ms: float, outcome: Stored | None) -> None:
+            offer.confirming = False
+            if outcome is Stored.OK:
+                self._rekeyed(later_ms, peer, offer)
+                then(later_ms)
+            elif outcome is not None:
+                self._state.store_failed(later_ms, peer, outcome)
+
+        self._state.swap(now_ms, peer, renewed, stored)
+
+    def _rekeyed(self, now_ms: float, peer: Peer, offer: Offer) -> None:
         session = peer.session
         session.rekeys += 1
         session.root = offer.root
         session.epoch = session.attempt = offer.keys.epoch
+        self._state.forget_offer(offer)
         self._state.drain_epoch(now_ms, peer)
         self._state.reserved.discard(peer.next_index)
         self._state.effects.append(Unexpect(peer.next_index))
@@ -285,7 +330,6 @@ class Offers:
         self._state.by_index[peer.keys.index] = peer
         self._state.machine.note(session, "REKEY", Reason.HANDSHAKE_OK, {"epoch": session.epoch})
         self._state.bind(peer)
-        self._state.write_behind(peer)
 
     def _bounds(self) -> PolicyBounds:
         names = [name for name in PolicyBounds.__slots__ if name != "version"]

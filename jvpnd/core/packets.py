@@ -113,6 +113,25 @@ def decode_retry(packet: bytes) -> tuple[int, bytes] | None:
     return index, cookie
 
 
+def encode_notice(index: int, key: bytes, nonce: bytes, body: bytes) -> bytes:
+    """NOTICE: a CONTROL body for receiver `index`, under a random nonce instead of a counter."""
+    clear = _CLEAR.pack(PacketType.NOTICE, index)
+    return clear + seal(key, nonce, body, clear)
+
+
+def notice_index(packet: bytes) -> int | None:
+    """The receiver index of a NOTICE, None if it is too short for one."""
+    if len(packet) < _CLEAR.size + XNONCE_LEN + TAG_LEN:
+        return None
+    index: int = _CLEAR.unpack_from(packet)[1]
+    return index
+
+
+def open_notice(packet: bytes, key: bytes) -> bytes | None:
+    """The body of a NOTICE, None if it is forged."""
+    return unseal(key, packet[_CLEAR.size :], packet[: _CLEAR.size])
+
+
 _REQUEST_CLEAR = struct.Struct(f"<Bxxx{TICKET_LEN}s")
 
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeAlias
 
-from jvpnd.core.channel import ControlChannel
+from jvpnd.core.channel import Channel, ControlChannel
 from jvpnd.core.constants import REBINDS_PER_MINUTE
 from jvpnd.core.effects import Origin
 from jvpnd.core.handshake import EpochKeys
 from jvpnd.core.loss import ArrivalWindow
 from jvpnd.core.messages import Probe, ProbeReply
 from jvpnd.core.session import MINUTE_MS, Session
-from jvpnd.core.states import State
 from jvpnd.core.wire import Suite
 
 REMEMBERED_REQUESTS = 32
@@ -29,7 +28,10 @@ class Stored(Enum):
     UNAVAILABLE = "unavailable"
 
 
-Follow: TypeAlias = Callable[[float, Stored], None]  # (now_ms, what the table said)
+# (now_ms, what the table said), None if there was nothing to write any more
+Follow: TypeAlias = Callable[[float, Stored | None], None]
+# The peer as its row should be, asked for when it can be written; None: not any more.
+Future: TypeAlias = Callable[[], "Peer | None"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class Peer:
     path_number: int
     transport: str
     keys: EpochKeys
-    channel: ControlChannel
+    channel: Channel
     next_index: int
     anchor_ms: float  # when the INIT of the root came: proof ages count from it
     heard_ms: float
@@ -81,11 +83,12 @@ class Peer:
     issue: int = 0
     stored_version: int = 0
     confirmed: bool = True  # whether the client was heard under the present epoch
+    is_restored: bool = False  # from the session table, and bound to nothing yet
     unstable_ms: float = 0
     hinted_ms: float = float("-inf")
     swapping: bool = False
-    writes: deque[tuple[Mapping[str, object], Follow]] = field(default_factory=deque)
-    draining: dict[int, tuple[ControlChannel, float]] = field(default_factory=dict)
+    writes: deque[tuple[Future, Follow]] = field(default_factory=deque)
+    draining: dict[int, tuple[Channel, float]] = field(default_factory=dict)
     requests: deque[tuple[bytes, Origin]] = field(
         default_factory=lambda: deque(maxlen=REMEMBERED_REQUESTS)
     )
@@ -116,26 +119,3 @@ class Peer:
     def remembers(self, tag: bytes) -> Origin | None:
         """From where exactly this request came before, if it did."""
         return next((origin for seen, origin in self.requests if seen == tag), None)
-
-    def record(
-        self, node: str, state: State, version: int, epoch: int, attempt: int
-    ) -> Mapping[str, object]:
-        """The row of the session table: all that another owner would need to go on."""
-        session = self.session
-        assert session.id is not None
-        return {
-            "session_id": session.id.hex(),
-            "client": session.client,
-            "owner": node,
-            "state": str(state),
-            "state_version": version,
-            "epoch": epoch,
-            "attempt": attempt,
-            "root": session.root.hex(),
-            "suite": int(session.suite),
-            "addresses": list(session.addresses),
-            "created_ms": session.created_ms,
-            "timestamp": self.timestamp,
-            "issue": self.issue,
-            "next_index": self.next_index,
-        }

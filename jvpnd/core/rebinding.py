@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from jvpnd.core import keys
 from jvpnd.core.effects import (
     Emit,
     Origin,
     Send,
+    SessionUp,
 )
 from jvpnd.core.gatewaystate import GatewayState
 from jvpnd.core.handshake import EpochKeys
@@ -28,7 +31,7 @@ from jvpnd.core.packets import (
     request_ticket,
     seal,
 )
-from jvpnd.core.peer import Peer, Stored
+from jvpnd.core.peer import Offer, Peer, Stored
 from jvpnd.core.reasons import Reason
 from jvpnd.core.states import Event, State
 from jvpnd.core.ticket import Ticket, open_ticket
@@ -63,30 +66,42 @@ class Rebinding:
                 reason = Reason.SUPERSEDED if superseded else Reason.SESSION_EXPIRED
             self._reject(now_ms, origin, ticket.session_id, packet, reason, None)
             return
-        request = self._prove(now_ms, peer, packet)
-        if request is None:
-            self._state.abuse(now_ms, Reason.AUTH_FAIL, origin, f"bad proof for {peer.entry.name}")
-            return
-        if peer.swapping:
-            self._state.count("reattach while one is being stored")
-            return
-        reason_or_none = self._check(now_ms, peer, origin, packet, ticket, request)
-        if reason_or_none is None:
-            self._accept(now_ms, peer, origin, packet, ticket, request)
+        self._on_proven(now_ms, origin, packet, ticket, peer)
 
-    def _prove(self, now_ms: float, peer: Peer, packet: bytes) -> ReattachRequest | None:
-        """The request, if whoever made it knows the session's root (or that of a rekey offered)."""
+    def _on_proven(
+        self, now_ms: float, origin: Origin, packet: bytes, ticket: Ticket, peer: Peer
+    ) -> None:
+        """Go on if whoever made it knows the session's root, or that of a rekey offered: then the
+        rekey takes effect first."""
         body = open_request(packet, keys.proof_key(peer.session.root))
         if body is None:
-            for offer in self._offers.all():
-                newer = offer.keys.epoch > peer.session.attempt
-                if offer.session_id == peer.session.id and newer:
-                    body = open_request(packet, keys.proof_key(offer.root))
-                    if body is not None:
-                        self._offers.forget(offer)
-                        self._offers.confirm_rekey(now_ms, peer, offer)
-                        break
-        return decode_request(body) if body is not None else None
+            offer = self._offer_that_proves(peer, packet)
+            if offer is None:
+                what = f"bad proof for {peer.entry.name}"
+                self._state.abuse(now_ms, Reason.AUTH_FAIL, origin, what)
+                return
+            self._offers.confirm_rekey(
+                now_ms,
+                peer,
+                offer,
+                lambda at_ms: self._on_proven(at_ms, origin, packet, ticket, peer),
+            )
+            return
+        request = decode_request(body)
+        if request is None:
+            self._state.count("bad request")
+        elif peer.swapping:
+            self._state.count("reattach while one is being stored")
+        elif self._check(now_ms, peer, origin, packet, ticket, request) is None:
+            self._accept(now_ms, peer, origin, packet, ticket, request)
+
+    def _offer_that_proves(self, peer: Peer, packet: bytes) -> Offer | None:
+        for offer in self._offers.all():
+            newer = offer.keys.epoch > peer.session.attempt
+            if offer.session_id == peer.session.id and newer:
+                if open_request(packet, keys.proof_key(offer.root)) is not None:
+                    return offer
+        return None
 
     def _check(
         self,
@@ -172,64 +187,91 @@ class Rebinding:
             if session.state is State.DEGRADED:
                 event = Event.CANDIDATE_VIABLE
             self._state.machine.fire(session, event, now_ms, details)
-        version = session.state_version + 1
-        record = peer.record(
-            self._state.node, State.ATTACHED, version, request.attempt, request.attempt
+        peer.swapping, root = True, session.root
+        nonce = self._state.entropy.draw(32)
+        first = ticket.next_index == peer.next_index
+        next_index = self._state.new_index() if first else peer.next_index
+        bound = replace(
+            peer,
+            origin=origin,
+            path_number=request.path_number,
+            transport=origin.transport,
+            keys=EpochKeys(
+                request.attempt,
+                ticket.next_index,
+                request.receive_index,
+                keys.gateway_to_client(root, request.attempt, request.client_nonce, nonce),
+                keys.client_to_gateway(root, request.attempt, request.client_nonce),
+            ),
+            next_index=next_index,
+            issue=peer.issue + 1,
         )
-        peer.swapping = True
 
-        def stored(later_ms: float, outcome: Stored) -> None:
+        def future() -> Peer | None:
+            if session.state is not State.RECOVERING or session.root != root:
+                return None
+            attached = replace(
+                session,
+                state=State.ATTACHED,
+                state_version=session.state_version + 1,
+                epoch=request.attempt,
+                attempt=request.attempt,
+                lost_since_ms=None,
+                switches=session.switches + peer.confirmed,
+                switched_at_ms=[*session.switched_at_ms, *([now_ms] if peer.confirmed else [])],
+            )
+            return replace(bound, session=attached)
+
+        def stored(later_ms: float, outcome: Stored | None) -> None:
             peer.swapping = False
-            if session.state is not State.RECOVERING:
+            if outcome is not Stored.OK or session.state is not State.RECOVERING:
+                if first:
+                    self._state.reserved.discard(next_index)
+            if outcome is None or session.state is not State.RECOVERING:
                 return
             session.attempt = request.attempt
             peer.requests.append((request_tag(packet), origin))
             if outcome is Stored.OK:
-                self._reattached(later_ms, peer, origin, ticket, request, details)
+                self._reattached(later_ms, peer, bound, request, nonce, details)
             else:
                 assert session.id is not None
                 self._reject(later_ms, origin, session.id, packet, Reason.OWNERSHIP_CONFLICT, peer)
-                self._state.store_failed(peer, outcome)
+                self._state.store_failed(later_ms, peer, outcome)
 
-        self._state.swap(peer, record, stored)
+        self._state.swap(now_ms, peer, future, stored)
 
     def _reattached(
         self,
         now_ms: float,
         peer: Peer,
-        origin: Origin,
-        ticket: Ticket,
+        bound: Peer,
         request: ReattachRequest,
+        nonce: bytes,
         details: dict[str, object],
     ) -> None:
+        """Make the peer what the table says that it is: `bound`."""
         session = peer.session
         assert session.id is not None
-        nonce = self._state.entropy.draw(32)
-        if ticket.next_index != peer.keys.index:
+        if bound.keys.index != peer.keys.index:
             self._state.drain_epoch(now_ms, peer)
         session.epoch = request.attempt
         peer.rebound_ms.append(now_ms)
         if peer.confirmed:
             session.count_switch(now_ms)
-        peer.keys = EpochKeys(
-            request.attempt,
-            ticket.next_index,
-            request.receive_index,
-            keys.gateway_to_client(session.root, request.attempt, request.client_nonce, nonce),
-            keys.client_to_gateway(session.root, request.attempt, request.client_nonce),
-        )
-        peer.channel = peer.keys.channel()
-        peer.origin, peer.transport = origin, origin.transport
-        peer.path_number, peer.confirmed, peer.heard_ms = request.path_number, False, now_ms
+        peer.keys, peer.channel = bound.keys, bound.keys.channel()
+        peer.origin, peer.transport = bound.origin, bound.transport
+        peer.path_number, peer.confirmed, peer.heard_ms = bound.path_number, False, now_ms
+        peer.next_index, peer.issue = bound.next_index, bound.issue
         self._state.by_index[peer.keys.index] = peer
-        if ticket.next_index == peer.next_index:
-            peer.next_index = self._state.new_index()
-        peer.issue += 1
         self._send_ack(peer, request, nonce)
         details = {**details, "epoch": session.epoch}
         self._state.machine.note(session, "REATTACH_RESULT", Reason.REATTACH_ACCEPT, details)
         self._state.machine.note(session, "TRANSPORT_SWITCH", Reason.TRANSPORT_SWITCH_OK, details)
         self._state.machine.fire(session, Event.REATTACH_ACCEPTED, now_ms, details)
+        if peer.is_restored:
+            peer.is_restored = False
+            addresses, networks = session.addresses, peer.entry.networks
+            self._state.effects.append(SessionUp(session.id, addresses, networks))
         self._state.bind(peer)
 
     def _send_ack(self, peer: Peer, request: ReattachRequest, nonce: bytes) -> None:

@@ -54,8 +54,10 @@ class Recovery:
         self._attempts_made = 0
         self._try(now_ms, target)
 
-    def transport_died(self, now_ms: float, path: Path, why: str, way: str | None) -> None:
-        """The bound path is dead."""
+    def transport_died(
+        self, now_ms: float, path: Path, why: str, way: str | None, target: Path | None = None
+    ) -> None:
+        """The bound path is dead. `target`: what to ask first, if it is a candidate."""
         state, session = self._state, self._session()
         state.bound = None
         silent_ms = round(now_ms - state.watch.heard_ms, 1)
@@ -82,7 +84,7 @@ class Recovery:
         elif session.state in (State.ATTACHED, State.VOLATILE):
             state.machine.fire(session, Event.TRANSPORT_DIED, now_ms, details)
             self._cause, self._attempts_made = Cause.TRANSPORT_DEAD, 0
-            self._try_next(now_ms)
+            self._try_next(now_ms, target)
 
     def candidate_lost(self, now_ms: float, path: Path) -> None:
         if self._attempt is not None and self._attempt.path_id == path.id:
@@ -142,8 +144,8 @@ class Recovery:
 
     # --- attempts ---
 
-    def _try_next(self, now_ms: float) -> None:
-        """Ask over the best candidate, a different one each time."""
+    def _try_next(self, now_ms: float, target: Path | None = None) -> None:
+        """Ask over the best candidate, a different one each time, or first over `target`."""
         state, session = self._state, self._session()
         if not session.may_switch(now_ms, state.policy):
             bound: dict[str, object] = {
@@ -153,7 +155,9 @@ class Recovery:
             self._refused(now_ms)
             return
         order = ranked(state.paths.values(), state.policy, now_ms)
-        if order:
+        if target in order:
+            self._try(now_ms, target)
+        elif order:
             self._try(now_ms, order[self._attempts_made % len(order)])
         else:
             self._wait_for_candidate()

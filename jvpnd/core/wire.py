@@ -24,6 +24,7 @@ class PacketType(IntEnum):
     REATTACH_REJECT = 6
     CONTROL = 7
     DATA = 8
+    NOTICE = 9
 
 
 class Suite(IntEnum):
