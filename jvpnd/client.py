@@ -17,6 +17,7 @@ from jvpnd.core.effects import (
     BindReceive,
     BindSend,
     Expect,
+    Keep,
     Learned,
     PauseTun,
     ReleaseReceive,
@@ -31,9 +32,11 @@ from jvpnd.core.effects import (
 from jvpnd.core.handshake import ClientHandshake
 from jvpnd.core.path import Path
 from jvpnd.core.policy import Policy
+from jvpnd.core.states import State
 from jvpnd.core.watch import Traffic
 from jvpnd.dataplane.plane import DataPlane
 from jvpnd.host import SystemEntropy, has_aes, now_ms, wall_ms
+from jvpnd.net.changes import Serializer
 from jvpnd.net.links import LinkWatcher
 from jvpnd.net.routes import HostNetwork, Mode
 from jvpnd.net.tun import Tun
@@ -43,7 +46,8 @@ from jvpnd.paths import ClientPaths, OpenPath
 from jvpnd.rates import RateMeter
 from jvpnd.recording.recorder import RecordedAgent, RecordedEntropy, RecordedHandshake
 from jvpnd.recording.tape import Tape
-from jvpnd.shell import CoreDriver, Serializer
+from jvpnd.shell import CoreDriver
+from jvpnd.store.sqlite import SqliteTable
 from jvpnd.transport.backlog import Backlog
 
 _log = logging.getLogger("jvpnd")
@@ -68,14 +72,17 @@ class ClientShell:
         queues: Sequence[int],
         network: HostNetwork,
         events: EventLog,
+        table: SqliteTable,
         runtime: FilePath,
     ) -> None:
-        """`queues`: the descriptors of the TUN, one a lane."""
+        """`queues`: the descriptors of the TUN, one a lane. `table` keeps the session over a
+        restart."""
         assert config.gateway is not None
         self.config = config
         self._tun = tun
         self._queues = queues
         self._network = network
+        self._table = table
         self._timestamp_file = runtime / "handshake.json"
         now = now_ms()
         self.tape = Tape(config.node)
@@ -106,6 +113,7 @@ class ClientShell:
                 SessionUp: self._session_up,
                 SessionDown: lambda _: None,  # addresses and routes stay: nothing leaks
                 SaveTimestamp: self._save_timestamp,
+                Keep: lambda e: self._table.keep(e.row),
                 Learned: lambda e: self.paths.learn(e.endpoints),
                 Seek: lambda e: self.paths.seek(e.wanted),
             },
@@ -121,20 +129,21 @@ class ClientShell:
         self._changes = Serializer()
 
     async def start(self) -> None:
-        """Bring up the data plane, then watch the uplinks; the session follows by itself."""
+        """Bring up the data plane, then watch the uplinks; the session follows by itself, or goes
+        on."""
         mtu = self.config.interface.mtu
-        self.plane = await DataPlane.start(self._queues, self._tun.offloads, mtu, self)
-        self.plane.pause(True)
+        self.plane = await DataPlane.start(self._queues, self._tun.offloads, mtu, self, paused=True)
         self.plane.set_routes(SLOT, ANYWHERE)
-        await self._network.configure((), self.config.interface.mtu)
+        if not self._take_up_session():
+            await self._network.configure((), mtu)
+            await self._network.route("none")
         await self._watcher.start()
         self.paths.start(self._watcher.uplinks())
         self.driver.pump()
 
     async def stop(self) -> None:
-        """Say goodbye, then close everything that is ours but the host's network and the TUN."""
-        self.core.terminate(now_ms())
-        self.driver.pump()
+        """Close everything that is ours but the host's network and the TUN. The session stays: the
+        next start goes on with it, if that comes before the gateway's patience is over."""
         self.driver.stop()
         self.paths.freeze()
         await self._watcher.close()
@@ -142,6 +151,14 @@ class ClientShell:
         if hasattr(self, "plane"):  # the start may have failed before it
             await self.plane.close()
         await self.paths.close()
+
+    def _take_up_session(self) -> bool:
+        """Whether there is one from before a restart."""
+        for row in self._table.rows():
+            if not self.agent.restore(now_ms(), row):
+                _log.warning("the session of before cannot be taken up: its row makes no sense")
+        session = self.agent.session
+        return session is not None and session.state is not State.TERMINATED
 
     # --- paths ---
 

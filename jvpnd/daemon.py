@@ -15,19 +15,22 @@ from jvpnd import commands
 from jvpnd.client import ClientShell
 from jvpnd.config import Config, ConfigError, load
 from jvpnd.control.server import AlreadyRunning, ControlServer
+from jvpnd.core.noise import public_key
 from jvpnd.dataplane.plane import DataPlaneError
 from jvpnd.gateway import GatewayShell
-from jvpnd.host import notify, wall_ms
+from jvpnd.host import wall_ms
 from jvpnd.net.errors import MissingFeature
 from jvpnd.net.routes import HostNetwork
-from jvpnd.net.tun import add_queue, open_tun
+from jvpnd.net.tun import Tun, add_queue, claim, inherited_tun, open_tun, set_persistent
 from jvpnd.observe.log import EventLog
-from jvpnd.store.table import MemoryTable
+from jvpnd.servicemanager import keep, keeps_descriptors, kept, notify
+from jvpnd.store.sqlite import SqliteTable, StoreError
 from jvpnd.transport.udp import ListenError
 
 EXIT_OK = 0
 EXIT_CONFIG = 2
 EXIT_FEATURE = 3
+_TUN = "tun"  # its name at the service manager
 _log = logging.getLogger("jvpnd")
 
 
@@ -46,7 +49,7 @@ def run(config_file: Path, runtime: Path, check_only: bool) -> int:
         with _usable(runtime):
             runtime.mkdir(mode=0o755, parents=True, exist_ok=True)
         asyncio.run(_serve(config, runtime))
-    except (ConfigError, RuntimeDirError, AlreadyRunning) as error:
+    except (ConfigError, RuntimeDirError, AlreadyRunning, StoreError) as error:
         print(f"jvpnd: {error}", file=sys.stderr)
         return EXIT_CONFIG
     except ListenError as error:
@@ -84,22 +87,26 @@ async def _serve(config: Config, runtime: Path) -> None:
         with _usable(runtime):
             await server.start()
         stack.push_async_callback(server.close)
-        name, several = config.interface.name, config.lanes > 1
-        tun = open_tun(name, multi_queue=several, disabled=config.disabled)
-        queues = [tun.fd, *(add_queue(tun) for _ in range(1, config.lanes))]
+        name = config.interface.name
+        stack.enter_context(claim(name))
+        network = HostNetwork(name, runtime)
+        await network.resume()
+        tun, queues, is_kept = _open_tun(config, network.is_left)
         for fd in queues:
             stack.callback(os.close, fd)
-        network = HostNetwork(tun.name, runtime)
-        await network.clean_stale()
-        stack.push_async_callback(network.remove)
+        if not is_kept:  # then it goes with us, unless we are killed
+            set_persistent(tun, True)
+            stack.callback(set_persistent, tun, False)
+            stack.push_async_callback(network.remove)
+        with _usable(runtime):
+            table = SqliteTable(runtime / "sessions.db", _owner(config))
+        stack.callback(table.close)
         shell: ClientShell | GatewayShell
         if config.role == "client":
-            shell = ClientShell(config, tun, queues, network, events, runtime)
+            shell = ClientShell(config, tun, queues, network, events, table, runtime)
             server.handlers = commands.client_handlers(shell, tun, events)
         else:
-            shell = GatewayShell(
-                config, tun, queues, network, events, MemoryTable(), runtime
-            )
+            shell = GatewayShell(config, tun, queues, network, events, table, runtime)
             server.handlers = commands.gateway_handlers(shell, tun, events)
         stack.push_async_callback(shell.stop)
         await shell.start()
@@ -108,6 +115,26 @@ async def _serve(config: Config, runtime: Path) -> None:
         await stopped.wait()
         notify("STOPPING=1")
         _log.info("stopping")
+
+
+def _open_tun(config: Config, is_left: bool) -> tuple[Tun, list[int], bool]:
+    """The TUN, a descriptor of it for each lane, and whether the service manager keeps them over a
+    restart. `is_left`: a device of this name that is there is ours."""
+    name, lanes, disabled = config.interface.name, config.lanes, config.disabled
+    fds = kept(_TUN)
+    tun = inherited_tun(fds, name, lanes, disabled)
+    if tun is not None:
+        return tun, fds, True
+    for fd in fds:
+        os.close(fd)
+    tun = open_tun(name, multi_queue=lanes > 1, disabled=disabled, ours=is_left)
+    queues = [tun.fd, *(add_queue(tun) for _ in range(1, lanes))]
+    return tun, queues, keeps_descriptors() and keep(_TUN, queues)
+
+
+def _owner(config: Config) -> str:
+    """What a daemon and its next start have in common, and no other: whose sessions they are."""
+    return f"{config.role} {public_key(config.private_key).hex()}"
 
 
 def _stop_signal() -> asyncio.Event:

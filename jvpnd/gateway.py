@@ -27,6 +27,7 @@ from jvpnd.core.effects import (
 )
 from jvpnd.core.gateway import Gateway
 from jvpnd.core.peer import ClientEntry
+from jvpnd.core.sessionrow import Row
 from jvpnd.core.states import State
 from jvpnd.dataplane.counters import SLOTS
 from jvpnd.dataplane.plane import DataPlane
@@ -41,6 +42,8 @@ from jvpnd.store.table import SessionTable
 from jvpnd.transport.backlog import Backlog
 
 _log = logging.getLogger("jvpnd")
+
+HOLD_MS = 300  # packets wait so long for sessions that a restart has unbound
 
 
 class GatewayShell:
@@ -91,6 +94,7 @@ class GatewayShell:
             SCAN_MS,
         )
         self.plane: DataPlane
+        self._held_until_ms: float | None = None  # until when the TUN is left unread at most
         self.rates = RateMeter()
         self._backlog = Backlog()
         self.slots: dict[bytes, int] = {}
@@ -99,16 +103,29 @@ class GatewayShell:
         self.listeners = Listeners(config.listen, len(queues), config.node, runtime)
 
     async def start(self) -> None:
-        """Bring up the interface and the data plane, then listen."""
-        interface = self.config.interface
-        await self._network.configure(interface.address, interface.mtu)
+        """Bring up the data plane, take up the sessions of before and listen; the interface comes
+        last, since after a restart it is there."""
+        rows, interface = self._table.rows(), self.config.interface
+        offloads, mtu = self._tun.offloads, interface.mtu
+        self.plane = await DataPlane.start(self._queues, offloads, mtu, self, bool(rows))
+        self.listeners.start(self.plane)
+        if rows:
+            self._take_up(rows)
+        self.driver.pump()
+        await self._network.configure(interface.address, mtu)
         networks = [network for client in self.config.clients for network in client.networks]
         await self._network.route("split", networks)
         self._network.enable_forwarding()
-        mtu = self.config.interface.mtu
-        self.plane = await DataPlane.start(self._queues, self._tun.offloads, mtu, self)
-        self.listeners.start(self.plane)
-        self.driver.pump()
+
+    def _take_up(self, rows: Sequence[Row]) -> None:
+        """Packets for the sessions wait with the kernel until they are bound again."""
+        began_ms = now_ms()
+        with self._table.together():
+            useless = self.core.restore(began_ms, rows)
+            self._table.expire(useless)
+            self.driver.pump()
+        self._held_until_ms = began_ms + HOLD_MS
+        _log.info("%d sessions of before are taken up", len(self.core.sessions))
 
     async def stop(self) -> None:
         """Close what is ours but the host's network and the TUN. Clients find out and come back."""
@@ -168,6 +185,15 @@ class GatewayShell:
         self.plane.bind_send(
             slot, effect.index, effect.suite, effect.key, to.socket_id, address
         )
+        if self._held_until_ms is not None:
+            self._read_tun_again(now_ms())
+
+    def _read_tun_again(self, now: float) -> None:
+        """Once nobody is left to wait for, or has let us wait for too long."""
+        waiting = any(peer.is_restored for peer in self.core.sessions.values())
+        if not waiting or self._held_until_ms is None or now >= self._held_until_ms:
+            self._held_until_ms = None
+            self.plane.pause(False)
 
     def _bind_receive(self, effect: BindReceive) -> None:
         assert isinstance(effect.to, Origin)
@@ -203,10 +229,12 @@ class GatewayShell:
         key = effect.session_id.hex()
         outcome = self._table.swap(key, effect.expected, effect.record)
         if effect.record["state"] == State.TERMINATED:
-            self._table.expire(key)
+            self._table.expire([key])
         self.core.store_result(now_ms(), effect.token, outcome)
 
     def _sample(self, now: float) -> None:
+        if self._held_until_ms is not None:
+            self._read_tun_again(now)
         tx_bytes = rx_bytes = 0
         for session_id, slot in self.slots.items():
             counters = self.plane.slot_counters(slot)

@@ -1,18 +1,14 @@
-"""What the shell takes from the operating system for the core: time, entropy, CPU, readiness."""
+"""What the shell takes from the operating system for the core: time, entropy, CPU."""
 
 from __future__ import annotations
 
-import logging
 import os
-import socket
 import time
 from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PublicKey
-
-_log = logging.getLogger("jvpnd")
 
 
 def now_ms() -> float:
@@ -53,18 +49,3 @@ def default_lanes() -> int:
 def _cpu_has_aes() -> bool:
     words = Path("/proc/cpuinfo").read_text().split()
     return "aes" in words or "pmull" in words
-
-
-def notify(state: str) -> None:
-    """Tell the service manager (sd_notify(3)); where there is none, or no longer, we go on."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notifier:
-        try:
-            notifier.connect(address)
-            notifier.send(state.encode())
-        except OSError as error:
-            _log.warning("cannot tell the service manager %s: %s", state, error)

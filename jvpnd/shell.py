@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
-
-from pyroute2.netlink.exceptions import NetlinkError
 
 from jvpnd.core.effects import Effect, Emit
 from jvpnd.core.policy import Policy
 from jvpnd.host import now_ms
-from jvpnd.net.errors import MissingFeature
 from jvpnd.observe.log import EventLog
 
 _log = logging.getLogger("jvpnd")
@@ -115,30 +111,3 @@ def describe(event: Mapping[str, object]) -> str:
     rest = " ".join(f"{k}={v}" for k, v in details.items()) if isinstance(details, dict) else ""
     words = f"{event['event_type']}{moved} {event.get('reason') or ''}"
     return f"{words.strip()} session={session} {rest}".rstrip()
-
-
-class Serializer:
-    """Runs asynchronous host-network changes one at a time, in order."""
-
-    def __init__(self) -> None:
-        self._queue: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
-        self._task = asyncio.create_task(self._run())
-
-    def submit(self, change: Callable[[], Awaitable[None]]) -> None:
-        """Queue a change; what the host refuses is told of in the log, and a bug raises here."""
-        if self._task.done():
-            self._task.result()
-        self._queue.put_nowait(change)
-
-    async def _run(self) -> None:
-        while True:
-            change = await self._queue.get()
-            try:
-                await change()
-            except (OSError, NetlinkError, MissingFeature) as error:
-                _log.error("the host's network refused a change: %s", error)
-
-    async def close(self) -> None:
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task

@@ -68,7 +68,12 @@ class DataPlane:
     """
 
     def __init__(
-        self, tun_fds: Sequence[int], offloads: Offloads, mtu: int, observer: PlaneObserver
+        self,
+        tun_fds: Sequence[int],
+        offloads: Offloads,
+        mtu: int,
+        observer: PlaneObserver,
+        paused: bool = False,
     ) -> None:
         """Use `start`."""
         if not 1 <= len(tun_fds) <= MAX_LANES:
@@ -85,7 +90,7 @@ class DataPlane:
         self._sockets: dict[int, Carrier] = {}
         self._limits: dict[int, int] = {}
         self._routes: dict[int, list[str]] = {}
-        self._paused = False
+        self._paused = paused
         self._sent_under: dict[int, bytes] = {}
         self._all = [(role, lane) for lane in range(self.lanes) for role in ROLES]
         self._workers: dict[_Which, WorkerProcess] = {}
@@ -95,15 +100,21 @@ class DataPlane:
 
     @classmethod
     async def start(
-        cls, tun_fds: Sequence[int], offloads: Offloads, mtu: int, observer: PlaneObserver
+        cls,
+        tun_fds: Sequence[int],
+        offloads: Offloads,
+        mtu: int,
+        observer: PlaneObserver,
+        paused: bool = False,
     ) -> DataPlane:
-        """Start the workers and wait until they run without privileges.
+        """Start the workers, with the TUN left unread if `paused`, and wait until they run without
+        privileges.
 
         `tun_fds` are the non-blocking queues of a TUN, one a lane, with vnet headers of 10 bytes
         if offloads.vnet; they are duplicated. `mtu` is the TUN's, in bytes. Raises DataPlaneError
         if a worker does not come up.
         """
-        plane = cls(tun_fds, offloads, mtu, observer)
+        plane = cls(tun_fds, offloads, mtu, observer, paused)
         plane._ready = {which: plane._loop.create_future() for which in plane._all}
         for which in plane._all:
             plane._launch(which)
@@ -309,6 +320,7 @@ class DataPlane:
         self._send(which, "start", (self._tun_fds[lane],), offloads=asdict(self._offloads))
         if role == "uplink":
             self._send(which, "set_mtu", mtu=self._mtu)
+            self._send(which, "pause", paused=self._paused)
 
     def _worker_exited(self, which: _Which) -> None:
         del self._workers[which]
@@ -340,7 +352,6 @@ class DataPlane:
                 self._send(which, "set_routes", slot=slot, networks=networks)
             for socket_id, limit in self._limits.items():
                 self._send(which, "set_limit", socket_id=socket_id, limit=limit)
-            self._send(which, "pause", paused=self._paused)
         self._observer.worker_died(self._name(which))
 
     def _name(self, which: _Which) -> str:

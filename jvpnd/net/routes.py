@@ -6,20 +6,21 @@ protocol number, our own table, our own interface, and sysctls whose old value i
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 import ipaddress
 import logging
 import socket
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from socket import AF_INET, AF_INET6
-
-from pyroute2 import AsyncIPRoute
+from types import ModuleType
 
 from jvpnd.core.wire import datagrams_a_send
 from jvpnd.net import nft
-from jvpnd.net.apply import Interface, apply_plan, host_families, index_of, set_addresses
 from jvpnd.net.hoststate import HostState, read_sysctl, write_sysctl
 from jvpnd.net.routeplan import Mode, Plan, fwmark_of, plan
+from jvpnd.net.tun import remove_left
 
 __all__ = ["HostNetwork", "Mode", "fwmark_of"]
 
@@ -31,9 +32,9 @@ _MIN_MTU_IPV6 = 1280  # RFC 8200, section 5
 
 
 class HostNetwork:
-    """The host's side of one TUN. Open the TUN first: it proves that no other daemon has the name.
+    """The host's side of one TUN. Claim its name first: nobody else changes the same things.
 
-    Call `clean_stale` once, then `configure` and `route` as often as the session changes (in this
+    Call `resume` once, then `configure` and `route` as often as the session changes (in this
     order), one at a time; `remove` undoes all. What cannot be done on this host, but need not stop
     the tunnel, comes back as sentences for the log and the status.
     """
@@ -48,15 +49,24 @@ class HostNetwork:
         """The mark that the transport sockets need."""
         return fwmark_of(self._name)
 
-    async def clean_stale(self) -> None:
-        """Remove what a killed run left behind, under this name or the one it had then."""
+    async def resume(self) -> None:
+        """Go on from what a killed run left. Under this name it stays, until `configure` and
+        `route` say what it has to be; under the name that the interface had then it goes."""
         self._state.load()
-        async with AsyncIPRoute() as ip:
-            for name in {self._name, self._state.interface or self._name}:
-                await apply_plan(ip, name, Plan())
-        await self._remove_filter()
-        self._state.restore_sysctls()
-        self._state.forget()
+        left = self._state.interface
+        if left is not None and left != self._name:
+            apply = await _netlink()
+            async with apply.AsyncIPRoute() as ip:
+                await apply.apply_plan(ip, left, Plan())
+            remove_left(left)
+            await self._remove_filter()
+            self._state.restore_sysctls()
+            self._state.forget()
+
+    @property
+    def is_left(self) -> bool:
+        """Whether a killed run had this interface."""
+        return self._state.interface == self._name
 
     async def configure(self, addresses: Sequence[str], mtu: int) -> tuple[str, ...]:
         """Give the interface exactly these addresses (CIDR) and this MTU, and set it up.
@@ -66,7 +76,8 @@ class HostNetwork:
         self._state.note(self._name, filtered=self._state.filtered)
         wanted = {ipaddress.ip_interface(text) for text in addresses}
         notes: tuple[str, ...] = ()
-        async with AsyncIPRoute() as ip:
+        apply = await _netlink()
+        async with apply.AsyncIPRoute() as ip:
             index = socket.if_nametoindex(self._name)
             # So that what TCP hands over at once also leaves at once, in one send.
             await ip.link("set", index=index, mtu=mtu, gso_max_segs=datagrams_a_send(mtu))
@@ -77,7 +88,7 @@ class HostNetwork:
                 low = f"an MTU of {mtu} is below its minimum of {_MIN_MTU_IPV6}"
                 why = low if mtu < _MIN_MTU_IPV6 else "it is disabled on this host"
                 notes = (f"no IPv6 in the tunnel, {_join(wanted - usable)} left out: {why}",)
-            await set_addresses(ip, index, usable)
+            await apply.set_addresses(ip, index, usable)
         self._inner = {AF_INET if each.version == 4 else AF_INET6 for each in usable}
         return _logged(notes)
 
@@ -87,7 +98,8 @@ class HostNetwork:
         Raises ValueError for a default route in split mode and MissingFeature where a full tunnel
         needs a sysctl that cannot be set.
         """
-        families = host_families()
+        apply = await _netlink()
+        families = apply.host_families()
         if mode == "split" and not _has_ipv6(self._name):
             families = [AF_INET]
         wanted = plan(self._name, mode, networks, inner=self._inner, families=families)
@@ -95,8 +107,8 @@ class HostNetwork:
         if mode == "full":
             self._state.set_sysctl(_SRC_VALID_MARK, "1")
             notes += await self._pass_reverse_path()
-        async with AsyncIPRoute() as ip:
-            notes += await apply_plan(ip, self._name, wanted)
+        async with apply.AsyncIPRoute() as ip:
+            notes += await apply.apply_plan(ip, self._name, wanted)
         if mode != "full":
             await self._remove_filter()
             self._state.restore_sysctls(_SRC_VALID_MARK)
@@ -118,11 +130,12 @@ class HostNetwork:
 
     async def remove(self) -> None:
         """Undo everything: routes, rules, addresses, sysctls. The TUN may be gone already."""
-        async with AsyncIPRoute() as ip:
-            await apply_plan(ip, self._name, Plan())
-            index = index_of(self._name)
+        apply = await _netlink()
+        async with apply.AsyncIPRoute() as ip:
+            await apply.apply_plan(ip, self._name, Plan())
+            index = apply.index_of(self._name)
             if index is not None:
-                await set_addresses(ip, index, set())
+                await apply.set_addresses(ip, index, set())
                 await ip.link("set", index=index, state="down")
         await self._remove_filter()
         self._state.restore_sysctls()
@@ -149,6 +162,12 @@ class HostNetwork:
             if problem is not None:
                 _log.warning("cannot remove the nft table of %s: %s", name, problem)
             self._state.note(name, filtered=False)
+
+
+async def _netlink() -> ModuleType:
+    """jvpnd.net.apply: importing pyroute2 takes as long as all the rest of a start, and sessions do
+    not wait for it."""
+    return await asyncio.to_thread(importlib.import_module, "jvpnd.net.apply")
 
 
 def _set_own(name: str) -> None:
@@ -184,7 +203,7 @@ def _left_out(networks: Sequence[str], families: Collection[int]) -> tuple[str, 
     return (f"no route to {_join(out)}: the tunnel has no IPv6",) if out else ()
 
 
-def _join(items: Collection[Interface] | Collection[object]) -> str:
+def _join(items: Collection[object]) -> str:
     return ", ".join(sorted(str(each) for each in items))
 
 

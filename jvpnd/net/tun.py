@@ -1,7 +1,8 @@
 """The TUN device: opened with a virtio_net_hdr and every offload the kernel grants, or with less.
 
-Constants: linux/if_tun.h, linux/udp.h. The device lives as long as its descriptors; whoever holds
-one keeps the name, which is what makes a second daemon of the same name fail at once.
+Constants: linux/if_tun.h, linux/udp.h. A daemon *claims* the name first, so that a second one fails
+at once. Its device outlives it, with addresses and routes, if it is killed (`set_persistent`), and
+the next one takes it over.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import pytun
@@ -23,6 +25,7 @@ MAX_NAME_LEN = 15  # IFNAMSIZ less the final zero
 
 _TUNSETIFF = 0x400454CA
 _TUNSETOFFLOAD = 0x400454D0
+_TUNSETPERSIST = 0x400454CB
 _TUNGETIFF = 0x800454D2
 _IFREQ = struct.Struct("16sH22x")
 _TUN_F_CSUM = 0x01
@@ -37,13 +40,17 @@ _SOL_UDP = socket.IPPROTO_UDP
 _UDP_SEGMENT = 103
 _UDP_GRO = 104
 
+_BUSY_S = 2.0  # workers of a daemon that was killed end by themselves
+_BUSY_STEP_S = 0.02
+
 _PLAIN: int = pytun.IFF_TUN | pytun.IFF_NO_PI
 _VNET: int = pytun.IFF_VNET_HDR
 
 
 @dataclass(frozen=True, slots=True)
 class Tun:
-    """An open TUN device. Closing `fd` (and every copy of it) removes the device."""
+    """An open TUN device. Closing `fd` (and every copy of it) removes the device, if it is not
+    persistent."""
 
     fd: int  # non-blocking; with offloads.vnet each packet is behind a virtio_net_hdr of 10 bytes
     name: str
@@ -51,18 +58,47 @@ class Tun:
     offloads: Offloads
 
 
+def claim(name: str) -> socket.socket:
+    """Make the name ours in this network namespace, until the socket is closed.
+
+    Raises MissingFeature if another daemon has it.
+    """
+    _check_name(name)
+    held = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        held.bind(f"\0jvpn/{name}")  # abstract: goes with the process, however that ends
+    except OSError as error:
+        held.close()
+        raise _explain(name, OSError(errno.EBUSY, error.strerror)) from error
+    return held
+
+
 def open_tun(
-    name: str, *, multi_queue: bool = False, disabled: Collection[str] = frozenset()
+    name: str,
+    *,
+    multi_queue: bool = False,
+    disabled: Collection[str] = frozenset(),
+    ours: bool = False,
 ) -> Tun:
-    """Create the TUN device `name`, down and without addresses.
+    """Create the TUN device `name`, down and without addresses; or take over the one that is there,
+    if it is `ours`, as it is.
 
     With `multi_queue`, `add_queue` opens further descriptors of the same device. The features of
     Offloads named in `disabled` are not asked for. Raises MissingFeature, naming what to do, for a
     bad or busy name, a missing /dev/net/tun or privilege.
     """
     _check_name(name)
-    flags = _PLAIN | (pytun.IFF_MULTI_QUEUE | pytun.IFF_TUN_EXCL if multi_queue else 0)
+    flags = _PLAIN | (pytun.IFF_MULTI_QUEUE if multi_queue else 0)
+    if ours:
+        _let_go(name, flags ^ pytun.IFF_MULTI_QUEUE)
+    elif multi_queue:
+        flags |= pytun.IFF_TUN_EXCL
     fd, vnet = _create(name, flags, wants_vnet="vnet" not in disabled)
+    return tun_of(fd, name, vnet, disabled)
+
+
+def tun_of(fd: int, name: str, vnet: bool, disabled: Collection[str] = frozenset()) -> Tun:
+    """An open descriptor of a TUN device, with all offloads that are granted."""
     os.set_blocking(fd, False)
     tso, uso = _enable_offloads(fd, disabled) if vnet else (False, False)
     udp_gso, udp_gro = _probe_udp()
@@ -76,6 +112,60 @@ def open_tun(
         spans=udp_gso and "spans" not in disabled,
     )
     return Tun(fd, name, socket.if_nametoindex(name), offloads)
+
+
+def set_persistent(tun: Tun, on: bool) -> None:
+    """Whether the device stays when the last descriptor is closed."""
+    fcntl.ioctl(tun.fd, _TUNSETPERSIST, int(on))
+
+
+def inherited_tun(
+    fds: Sequence[int], name: str, lanes: int, disabled: Collection[str] = frozenset()
+) -> Tun | None:
+    """The TUN that somebody kept for us: one descriptor a lane, or None if it is not what we need.
+    What waits in its queues is still there."""
+    if len(fds) != lanes:
+        return None
+    for fd in fds:
+        try:
+            held, granted = _IFREQ.unpack(fcntl.ioctl(fd, _TUNGETIFF, bytes(_IFREQ.size)))
+        except OSError:  # no TUN, or one whose device is gone
+            return None
+        several, vnet = bool(granted & pytun.IFF_MULTI_QUEUE), bool(granted & _VNET)
+        if held.rstrip(b"\0") != name.encode() or several != (lanes > 1):
+            return None
+        if vnet != ("vnet" not in disabled):
+            return None
+        os.set_blocking(fd, False)
+    return tun_of(fds[0], name, vnet, disabled)
+
+
+def remove_left(name: str) -> None:
+    """Remove the device that a killed daemon of ours left; one that is in use stays."""
+    try:
+        held = claim(name)
+    except MissingFeature:
+        return
+    with held:
+        for flags in (_PLAIN, _PLAIN | pytun.IFF_MULTI_QUEUE):
+            _let_go(name, flags)
+
+
+def _let_go(name: str, flags: int) -> None:
+    """Make a device of this kind go, if nobody has it open."""
+    try:
+        socket.if_nametoindex(name)
+    except OSError:
+        return
+    fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(name.encode(), flags))
+        fcntl.ioctl(fd, _TUNSETPERSIST, 0)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBUSY):  # of another kind, or in use
+            raise _explain(name, error) from error
+    finally:
+        os.close(fd)
 
 
 def add_queue(tun: Tun) -> int:
@@ -97,7 +187,7 @@ def _create(name: str, flags: int, wants_vnet: bool) -> tuple[int, bool]:
     A kernel may refuse flags that it does not know (EINVAL), or ignore them.
     """
     try:
-        device = pytun.TunTapDevice(name=name, flags=flags | (_VNET if wants_vnet else 0))
+        device = _attach(name, flags | (_VNET if wants_vnet else 0))
     except (pytun.Error, OSError) as error:
         if wants_vnet and _errno(error) == errno.EINVAL:
             return _create(name, flags, False)
@@ -108,6 +198,17 @@ def _create(name: str, flags: int, wants_vnet: bool) -> tuple[int, bool]:
         device.close()
     granted = _IFREQ.unpack(fcntl.ioctl(fd, _TUNGETIFF, bytes(_IFREQ.size)))[1]
     return fd, bool(granted & _VNET)
+
+
+def _attach(name: str, flags: int) -> pytun.TunTapDevice:
+    until = time.monotonic() + _BUSY_S
+    while True:
+        try:
+            return pytun.TunTapDevice(name=name, flags=flags)
+        except (pytun.Error, OSError) as error:
+            if _errno(error) != errno.EBUSY or time.monotonic() > until:
+                raise
+            time.sleep(_BUSY_STEP_S)
 
 
 def _check_name(name: str) -> None:

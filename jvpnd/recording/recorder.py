@@ -141,6 +141,8 @@ class RecordedAgent:
     # --- outputs ---
 
     def drain(self) -> list[Effect]:
+        if self._tape.wants_snapshot():  # a restored session has effects before any input
+            self._begin()
         effects = self._agent.drain()
         if effects:
             self._tape.write(output(effects))
