@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import signal
 import statistics
 import sys
 import time
@@ -36,6 +37,7 @@ SILENT = Conditions(delay_ms=DELAY_MS, loss=1.0)
 SPIKE = Conditions(delay_ms=DELAY_MS, loss=0.3)
 WELL = Conditions(delay_ms=DELAY_MS)
 SPIKE_S = 3.0
+DOWN_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,17 @@ def _block_udp(scene: Scene) -> None:
         block(uplink, UDP_DROPPED)
 
 
+def _kill(daemon: Daemon) -> None:
+    daemon.stop(signal.SIGKILL)
+    time.sleep(DOWN_S)
+    daemon.start()
+
+
+def _restart(daemon: Daemon) -> None:
+    daemon.stop()
+    daemon.start()
+
+
 @dataclass(frozen=True)
 class Fault:
     """What happens to the uplink that carries the session, and whether there is a second one."""
@@ -74,9 +87,12 @@ class Fault:
     transports: tuple[str, ...] = UDP
     client_policy: str = ""
     connections: int = 0  # beside UDP, once the session has settled
+    new_client: bool = False  # it is another process afterwards, with events of its own
 
 
 ANY = ("udp", "tcp", "tls")
+AFTER: dict[str, Any] = {"watch_s": 3.0}
+AGAIN: dict[str, Any] = {"watch_s": 3.0, "new_client": True}
 COLD = "warm_connections = 0\n"
 FAULTS = {
     "link down": Fault(lambda scene: scene.uplink.set_down()),
@@ -90,6 +106,10 @@ FAULTS = {
     "30 % loss for 3 s": Fault(_spike, watch_s=10.0),
     "UDP blocked, warm": Fault(_block_udp, watch_s=3.0, transports=ANY, connections=4),
     "UDP blocked, cold": Fault(_block_udp, watch_s=3.0, transports=ANY, client_policy=COLD),
+    "gateway killed, started after 1 s": Fault(lambda scene: _kill(scene.pair.gateway), **AFTER),
+    "gateway restarted": Fault(lambda scene: _restart(scene.pair.gateway), **AFTER),
+    "client killed, started after 1 s": Fault(lambda scene: _kill(scene.pair.client), **AGAIN),
+    "client restarted": Fault(lambda scene: _restart(scene.pair.client), **AGAIN),
 }
 
 
@@ -118,6 +138,7 @@ def one_run(fault: Fault) -> dict[str, Any]:
             echo.report()
         began_s, began_ms = time.monotonic(), time.time() * 1000
         fault.strike(Scene(lab, lab.uplink(session["binding"]["uplink"]), pair))
+        seq = 0 if fault.new_client else seq
         back = pair.client.wait_state("ATTACHED", after=seq)
         time.sleep(max(0.0, fault.watch_s - (time.monotonic() - began_s)))
         reports = [] if fault.idle else echo.wait_until("received", above=RATE_HZ)
