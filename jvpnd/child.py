@@ -8,6 +8,7 @@ from __future__ import annotations
 import array
 import asyncio
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ MAX_QUEUED: Final = 4096
 MAX_FDS: Final = 2  # beside one message
 MESSAGES_A_TURN: Final = 64
 STOP_TIMEOUT_S: Final = 2.0
+END_TIMEOUT_S: Final = 0.5  # from the end of its channel to its own
 
 _PACKAGE_ROOT: Final = str(Path(jvpnd.__file__).resolve().parent.parent)
 
@@ -67,10 +69,23 @@ class ChildProcess:
             self._process = _spawn(module, arguments, (theirs.fileno(), *fds))
         self._channel.setblocking(False)
         self._loop.add_reader(self._channel, self._read)
+        self._ending: tuple[int, asyncio.TimerHandle] | None = None
 
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def how_it_ended(self) -> str:
+        """In words: `signal SIGKILL`, `exit status 1`; "" while it runs."""
+        status = self._process.returncode
+        if status is None:
+            return ""
+        return f"exit status {status}" if status >= 0 else f"signal {_signal_name(-status)}"
+
+    def kill(self) -> None:
+        """End it at once, also where it does not listen; `on_exit` tells when it has."""
+        self._process.kill()
 
     def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Send a message, or queue it while the channel is full; the descriptors are duplicated.
@@ -90,6 +105,7 @@ class ChildProcess:
     async def stop(self) -> None:
         """End the child and wait for it."""
         self._close_channel()
+        self._end_waiting()
         try:
             await asyncio.to_thread(self._process.wait, STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -130,10 +146,26 @@ class ChildProcess:
                 return
 
     def _ended(self) -> None:
+        """It closed its channel: it is ending, or out of its mind."""
         self._close_channel()
-        self._process.kill()  # it closed its channel: it is ending, or out of its mind
+        if self._process.poll() is not None:
+            self._on_exit()
+            return
+        handle = os.pidfd_open(self._process.pid)
+        self._loop.add_reader(handle, self._gone)
+        self._ending = handle, self._loop.call_later(END_TIMEOUT_S, self._process.kill)
+
+    def _gone(self) -> None:
+        self._end_waiting()
         self._process.wait()
         self._on_exit()
+
+    def _end_waiting(self) -> None:
+        if self._ending is not None:
+            (handle, timer), self._ending = self._ending, None
+            timer.cancel()
+            self._loop.remove_reader(handle)
+            os.close(handle)
 
     def _close_channel(self) -> None:
         if self._channel.fileno() >= 0:
@@ -143,6 +175,13 @@ class ChildProcess:
         for _data, fds in self._queue:
             close_all(fds)
         self._queue.clear()
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time one
+        return str(number)
 
 
 def close_all(fds: Sequence[int]) -> None:

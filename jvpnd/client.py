@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path as FilePath
@@ -49,8 +48,6 @@ from jvpnd.recording.tape import Tape
 from jvpnd.shell import CoreDriver
 from jvpnd.store.sqlite import SqliteTable
 from jvpnd.transport.backlog import Backlog
-
-_log = logging.getLogger("jvpnd")
 
 SLOT = 0  # a client has one session at a time
 ANYWHERE = ("0.0.0.0/0", "::/0")
@@ -208,9 +205,9 @@ class ClientShell:
             self._failed(path, errno)
             self.driver.pump()
 
-    def worker_died(self, name: str) -> None:
+    def worker_died(self, name: str, why: str) -> None:
         """Its keys are gone: a new epoch, explicitly."""
-        _log.error("the %s worker died and was started again", name)
+        self.driver.worker_restarted(name, why)
         self.plane.set_routes(SLOT, ANYWHERE)
         self.core.keys_lost(now_ms(), f"{name} worker died")
         self.driver.pump()

@@ -154,9 +154,9 @@ class GatewayShell:
     def send_failed(self, slot: int, errno: int) -> None:
         """Counted by the worker; the session's own health decides."""
 
-    def worker_died(self, name: str) -> None:
+    def worker_died(self, name: str, why: str) -> None:
         """All keys are gone: ask every client for a new epoch."""
-        _log.error("the %s worker died and was started again", name)
+        self.driver.worker_restarted(name, why)
         for session_id, slot in self.slots.items():
             self.plane.set_routes(slot, self._inner[session_id])
         self.core.keys_lost(now_ms())

@@ -87,6 +87,15 @@ class CoreDriver:
             self._timer.cancel()
             self._timer = None
 
+    def worker_restarted(self, name: str, why: str) -> None:
+        """No decision of the protocol, so no event of the core's (nor of a recording)."""
+        _log.error("the %s worker was started again: %s", name, why)
+        self._events.append(
+            "WORKER_RESTARTED",
+            policy_version=self._core.policy.version,
+            details={"worker": name, "why": why},
+        )
+
     def _emit(self, event: Emit) -> None:
         written = self._events.append(
             event_type=event.event_type,

@@ -478,6 +478,7 @@ async def test_killed_worker_is_reported_and_replaced() -> None:
             os.kill(before, signal.SIGKILL)
             await until(lambda turn=turn: len(one.observer.deaths) == turn + 1, "reported")
             assert one.observer.deaths[-1] == role
+            assert one.observer.causes[-1] == "signal SIGKILL"
             assert one.plane.worker_pids()[role] != before
             await join(one, two, index=200 + 2 * turn)
             await transfer(one, two, 100_000)
@@ -504,6 +505,20 @@ async def test_stuck_worker_never_blocks_control_and_is_replaced() -> None:
         await until(lambda: one.observer.deaths == ["downlink"], "replaced")
         await join(one, two, index=200)
         await transfer(one, two, 100_000)
+
+
+@isolated
+async def test_a_worker_that_hangs_without_any_command_is_replaced() -> None:
+    async with tunnel() as (one, two):
+        for pid in one.plane.worker_pids().values():
+            os.kill(pid, signal.SIGSTOP)
+        await until(lambda: len(one.observer.deaths) == 2, "both are replaced")
+        assert sorted(one.observer.deaths) == ["downlink", "uplink"]
+        assert one.observer.causes == ["hung", "hung"]
+        await join(one, two, index=200)
+        await transfer(one, two, 100_000)
+        await transfer(two, one, 100_000)
+        assert two.observer.deaths == []  # an idle worker goes round too
 
 
 @isolated

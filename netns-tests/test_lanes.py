@@ -269,7 +269,7 @@ def test_a_killed_worker_of_one_lane_is_replaced(
     watch.wait_attached()
     assert_all_flow(flows, watch)
     assert worker(daemon, role, lane) != old
-    assert f"the lane {lane} {role} worker died" in daemon.log
+    assert f"the lane {lane} {role} worker was started again" in daemon.log
     assert pair.client.status()["session"]["epoch"] > epoch
 
 

@@ -28,6 +28,8 @@ from lab.story import (
 )
 from lab.traffic import Traffic
 
+from jvpnd.dataplane.pulse import HUNG_LOOKS, LOOK_S
+
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 QUICK = (
@@ -73,6 +75,20 @@ def test_a_nap_is_not_noticed(stage: Stage, side: str) -> None:
         assert seen.longest_gap_ms > 1000
         assert seen.lost == 0
         assert_went(watch, [], [])
+
+
+@pytest.mark.parametrize("side", ["client", "gateway"])
+def test_a_worker_that_slept_with_its_host_did_not_hang(stage: Stage, side: str) -> None:
+    pair = stage.pair(client_policy=FULL, gateway_policy=FULL)
+    with stage.watch(pair) as watch:
+        daemon: Daemon = getattr(pair, side)
+        before = workers(daemon)
+        with asleep(daemon):
+            time.sleep(2 * HUNG_LOOKS * LOOK_S)  # the sleep's length is the test
+        watch.assert_flows(timeout_s=60)
+        watch.assert_same_session()
+        assert workers(daemon) == before
+        assert of_type(watch, side, "WORKER_RESTARTED") == []
 
 
 def test_a_stalled_control_process_stalls_nobody_else(stage: Stage) -> None:

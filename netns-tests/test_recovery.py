@@ -231,6 +231,30 @@ def test_a_killed_worker_is_replaced(watch: Watch, side: str, role: str) -> None
     assert_went(watch, [DIED if side == "client" else REBOUND, BACK])
     assert worker(daemon, role) != old
     assert watch.pair.client.status()["session"]["epoch"] > epoch
+    assert restarts(watch, side) == [{"worker": role, "why": "signal SIGKILL"}]
+
+
+def restarts(watch: Watch, side: str) -> list[dict[str, str]]:
+    return [e["details"] for e in watch.events(side) if e["event_type"] == "WORKER_RESTARTED"]
+
+
+@pytest.mark.parametrize("role", ["uplink", "downlink"])
+@pytest.mark.parametrize("side", ["client", "gateway"])
+def test_a_hung_worker_is_found_by_its_heartbeat_and_replaced(
+    watch: Watch, side: str, role: str
+) -> None:
+    daemon: Daemon = getattr(watch.pair, side)
+    epoch = watch.pair.client.status()["session"]["epoch"]
+    old = worker(daemon, role)
+    os.kill(old, signal.SIGSTOP)
+    daemon.wait_for(lambda e: e["event_type"] == "WORKER_RESTARTED", after=watch.seq(side))
+    until(lambda: watch.pair.client.status()["session"]["epoch"] > epoch, "a new epoch")
+    watch.wait_attached()
+    watch.assert_flows(timeout_s=60)  # TCP may be in a back-off of its own
+    watch.assert_same_session()
+    assert worker(daemon, role) != old
+    assert restarts(watch, side) == [{"worker": role, "why": "hung"}]
+    assert restarts(watch, "gateway" if side == "client" else "client") == []
 
 
 def test_both_paths_dead_for_a_while(stage: Stage, watch: Watch) -> None:

@@ -83,6 +83,7 @@ class Observer:
     socket_errors: list[tuple[int, int]] = field(default_factory=list)
     send_errors: list[tuple[int, int]] = field(default_factory=list)
     deaths: list[str] = field(default_factory=list)
+    causes: list[str] = field(default_factory=list)  # of the deaths
 
     def packet_received(self, socket_id: int, remote: tuple[str, int], data: bytes) -> None:
         self.packets.append((socket_id, remote, data))
@@ -96,8 +97,9 @@ class Observer:
     def send_failed(self, slot: int, errno: int) -> None:
         self.send_errors.append((slot, errno))
 
-    def worker_died(self, name: str) -> None:
+    def worker_died(self, name: str, why: str) -> None:
         self.deaths.append(name)
+        self.causes.append(why)
 
 
 async def until(condition: Callable[[], object], what: str) -> None:

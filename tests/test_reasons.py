@@ -41,6 +41,8 @@ def test_event_types_that_the_core_emits_are_documented() -> None:
         text = file.read_text()
         emitted |= set(re.findall(r'Emit\(\s*"([A-Z_]+)"', text))
         emitted |= set(re.findall(r'note\([^"()]*"([A-Z_]+)"', text))
+    shell = (ROOT / "shell.py").read_text()
+    emitted |= set(re.findall(r'append\(\s*"([A-Z_]+)"', shell))
     assert len(emitted) > 5
     assert emitted | {"EVENTS_DROPPED"} == rows("events.md", "Event types")
 

@@ -1,9 +1,9 @@
 """Counters in memory that the workers write and control reads, without a message or a lock.
 
-One memfd with a part for each lane: a row of drop counters for each of its two workers, then
-sixteen words a slot. A worker maps the part of its lane only. Each word is an aligned u64 with
-exactly one writer, so a reader never sees half a number. Nothing is ever reset (a restarted worker
-goes on counting): who wants a session's share takes differences.
+One memfd with a part for each lane: a row for each of its two workers (drops by cause, and turns of
+its loop), then sixteen words a slot. A worker maps the part of its lane only. Each word is an
+aligned u64 with exactly one writer, so a reader never sees half a number. Nothing is ever reset (a
+restarted worker goes on counting): who wants a session's share takes differences.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Final
 SLOTS: Final = 4096
 ROLES: Final = ("uplink", "downlink")
 
-_DROP_WORDS: Final = 32
+_ROW_WORDS: Final = 32
 _SLOT_WORDS: Final = 16
-_SLOTS_AT: Final = _DROP_WORDS * len(ROLES)
+_SLOTS_AT: Final = _ROW_WORDS * len(ROLES)
 _WORDS: Final = _SLOTS_AT + _SLOT_WORDS * SLOTS
 _PAGE: Final = mmap.ALLOCATIONGRANULARITY
 _LANE_SIZE: Final = -(-8 * _WORDS // _PAGE) * _PAGE
@@ -43,6 +43,8 @@ PEER_MISSING: Final = 11
 TX_UNSENT: Final = 12  # records sealed under the present binding that the socket did not take
 PEER_UNSENT: Final = 13  # the same of the peer
 PEER_TOLD_MS: Final = 14
+
+TURNS: Final = _ROW_WORDS - 1  # of a worker's row: how often its loop went round (pulse.py)
 
 
 class Drop(IntEnum):
@@ -118,9 +120,13 @@ class Counters:
         return cls(fd), fd
 
     def drops_of(self, role: str) -> memoryview:
-        """The drop counters of one worker, indexed by Drop."""
-        at = _DROP_WORDS * ROLES.index(role)
-        return self.words[at : at + _DROP_WORDS]
+        """The row of one worker, indexed by Drop, and by TURNS."""
+        at = _ROW_WORDS * ROLES.index(role)
+        return self.words[at : at + _ROW_WORDS]
+
+    def turns(self, role: str) -> int:
+        """How often that worker's loop went round, also before it was restarted."""
+        return self.words[_ROW_WORDS * ROLES.index(role) + TURNS]
 
     def slot(self, slot: int) -> SlotCounters:
         """The counters of a slot, 0 .. SLOTS - 1."""

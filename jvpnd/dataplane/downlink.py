@@ -24,6 +24,7 @@ from jvpnd.dataplane.counters import (
     RX_MISSING,
     RX_PACKETS,
     RX_RECORDS,
+    TURNS,
     Counters,
     Drop,
     clock_ms,
@@ -34,6 +35,7 @@ from jvpnd.dataplane.errqueue import errors_from
 from jvpnd.dataplane.join import Frame, Joiner
 from jvpnd.dataplane.messages import Remote, Report, ReportKind, remote_of
 from jvpnd.dataplane.networks import PrefixTable
+from jvpnd.dataplane.pulse import BEAT_S
 from jvpnd.dataplane.seal import MAX_RECORD, OVERHEAD, Opener
 from jvpnd.dataplane.span import Assembly
 from jvpnd.dataplane.stream import MAX_PACKET, READ_BYTES, StreamError, StreamReader
@@ -192,7 +194,8 @@ class Downlink:
         done_ns = 0
         while True:
             holding = self._early.holding or self._assembly.unfinished
-            ready = self._epoll.poll(HOLD_MS / 4000 if holding else -1)
+            self._drops[TURNS] += 1
+            ready = self._epoll.poll(HOLD_MS / 4000 if holding else BEAT_S)
             most = 1 if monotonic_ns() - done_ns > WAITED_NS else MAX_RECEIVES
             for fd, _events in ready:  # first: keys before packets
                 if fd == channel_fd and not take_commands():
@@ -200,6 +203,7 @@ class Downlink:
             for fd, events in ready:
                 inlet = self._by_fd.get(fd)
                 if inlet is not None:
+                    self._drops[TURNS] += 1  # a turn over a thousand busy streams is a long one
                     if inlet.reader is not None:
                         self._drain_stream(inlet, inlet.reader, most)
                         continue

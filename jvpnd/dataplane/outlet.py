@@ -31,6 +31,7 @@ from jvpnd.dataplane.counters import (
     PEER_TOLD_MS,
     RX_MISSING,
     RX_RECORDS,
+    TURNS,
     TX_BYTES,
     TX_PACKETS,
     TX_SPANS,
@@ -255,10 +256,10 @@ class Outlet:
             return error.errno or errno.EIO
         return 0
 
-    @staticmethod
-    def _wait(binding: Binding) -> None:
+    def _wait(self, binding: Binding) -> None:
         """Wait for a full socket. Where it is one client's own, all others wait for that client:
         so for no longer than its bytes would have taken on a fast line."""
+        self._drops[TURNS] += 1  # many waits make a long turn, but it does not hang
         if binding.may_wait_ms < 1:
             return
         poll = select.poll()

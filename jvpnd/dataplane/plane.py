@@ -26,6 +26,7 @@ from jvpnd.dataplane.counters import (
 from jvpnd.dataplane.messages import Remote, Report, ReportKind, canonical
 from jvpnd.dataplane.networks import PrefixTable
 from jvpnd.dataplane.process import WorkerProcess
+from jvpnd.dataplane.pulse import LOOK_S, Pulse
 
 START_TIMEOUT_S: Final = 20.0
 RESTART_EVERY_S: Final = 1.0
@@ -53,9 +54,10 @@ class PlaneObserver(Protocol):
     def send_failed(self, slot: int, errno: int) -> None:
         """A packet of the slot could not be sent."""
 
-    def worker_died(self, name: str) -> None:
-        """A worker ("uplink", or "lane 1 uplink" where there are several) died and has been
-        restarted without any key: every session needs a new epoch."""
+    def worker_died(self, name: str, why: str) -> None:
+        """A worker ("uplink", or "lane 1 uplink" where there are several) died or hung and has been
+        restarted without any key: every session needs a new epoch. `why`: "hung", or how it ended
+        ("signal SIGKILL", "exit status 1")."""
 
 
 class DataPlane:
@@ -96,6 +98,8 @@ class DataPlane:
         self._workers: dict[_Which, WorkerProcess] = {}
         self._started_at = dict.fromkeys(self._all, 0.0)
         self._ready: dict[_Which, asyncio.Future[None]] = {}
+        self._pulse: Pulse[_Which] = Pulse()
+        self._look_timer: asyncio.TimerHandle | None = None
         self._closed = False
 
     @classmethod
@@ -126,6 +130,7 @@ class DataPlane:
         except DataPlaneError:
             await plane.close()
             raise
+        plane._look()
         return plane
 
     def worker_pids(self) -> dict[str, int]:
@@ -282,6 +287,8 @@ class DataPlane:
         if self._closed:
             return
         self._closed = True
+        if self._look_timer is not None:
+            self._look_timer.cancel()
         await asyncio.gather(*(worker.stop() for worker in self._workers.values()))
         close_all([*self._tun_fds, self._counters_fd])
         for sockets in self._sockets.values():
@@ -309,6 +316,7 @@ class DataPlane:
     def _launch(self, which: _Which) -> None:
         role, lane = which
         self._started_at[which] = self._loop.time()
+        self._pulse.begin(which, self._counters[lane].turns(role))
         self._workers[which] = WorkerProcess(
             role,
             lane,
@@ -323,15 +331,15 @@ class DataPlane:
             self._send(which, "pause", paused=self._paused)
 
     def _worker_exited(self, which: _Which) -> None:
-        del self._workers[which]
+        why = self._workers.pop(which).how_it_ended
         ready = self._ready[which]
         if not ready.done():
             name = self._name(which)
-            ready.set_exception(DataPlaneError(f"the {name} worker ended while it started"))
+            ready.set_exception(DataPlaneError(f"the {name} worker ended while it started: {why}"))
         elif not self._closed:
             self._lose_streams(which)
             since = self._loop.time() - self._started_at[which]
-            self._loop.call_later(max(0.0, RESTART_EVERY_S - since), self._relaunch, which)
+            self._loop.call_later(max(0.0, RESTART_EVERY_S - since), self._relaunch, which, why)
 
     def _lose_streams(self, which: _Which) -> None:
         """What it had read or written of a packet is gone with it."""
@@ -339,7 +347,7 @@ class DataPlane:
             for socket_id in [n for n, each in self._sockets.items() if isinstance(each, Stream)]:
                 self._observer.socket_failed(socket_id, errno.EPIPE)
 
-    def _relaunch(self, which: _Which) -> None:
+    def _relaunch(self, which: _Which, why: str) -> None:
         """Start a worker again and tell it the state of things, but no key: its counters begin at
         0, and a nonce must not repeat."""
         if self._closed:
@@ -352,7 +360,14 @@ class DataPlane:
                 self._send(which, "set_routes", slot=slot, networks=networks)
             for socket_id, limit in self._limits.items():
                 self._send(which, "set_limit", socket_id=socket_id, limit=limit)
-        self._observer.worker_died(self._name(which))
+        self._observer.worker_died(self._name(which), why)
+
+    def _look(self) -> None:
+        """End what hangs; it is restarted like what died."""
+        turns = {(role, lane): self._counters[lane].turns(role) for role, lane in self._workers}
+        for which in self._pulse.look(self._loop.time(), turns):
+            self._workers[which].kill_hung()
+        self._look_timer = self._loop.call_later(LOOK_S, self._look)
 
     def _name(self, which: _Which) -> str:
         role, lane = which

@@ -29,11 +29,22 @@ class WorkerProcess:
 
         which = (role, str(lane), str(lanes))
         module = "jvpnd.dataplane.worker"
+        self._hung = False
         self._child = ChildProcess(module, which, [counters_fd], MAX_REPORT, on_message, on_exit)
 
     @property
     def pid(self) -> int:
         return self._child.pid
+
+    @property
+    def how_it_ended(self) -> str:
+        """In words; "" while it runs."""
+        return "hung" if self._hung else self._child.how_it_ended
+
+    def kill_hung(self) -> None:
+        """It does not go round any more: end it, as if it had died."""
+        self._hung = True
+        self._child.kill()
 
     def send(self, name: str, fds: Sequence[int] = (), **arguments: Any) -> None:
         """Send a command, or queue it while the channel is full."""

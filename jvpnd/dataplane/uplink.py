@@ -23,10 +23,11 @@ from jvpnd.core.wire import (
     datagrams_a_send,
 )
 from jvpnd.dataplane import vnet
-from jvpnd.dataplane.counters import Counters, Drop, slot_base
+from jvpnd.dataplane.counters import TURNS, Counters, Drop, slot_base
 from jvpnd.dataplane.messages import Remote, Report, address_of
 from jvpnd.dataplane.networks import PrefixTable
 from jvpnd.dataplane.outlet import Binding, Outlet
+from jvpnd.dataplane.pulse import BEAT_S
 from jvpnd.dataplane.seal import MAX_RECORD, OVERHEAD, Cut, Sealer
 from jvpnd.dataplane.segment import plan_cut, settle_checksum
 from jvpnd.dataplane.stream import StreamWriter
@@ -172,7 +173,8 @@ class Uplink:
                     poll.register(tun_fd, select.EPOLLIN)
                 else:
                     poll.unregister(tun_fd)
-            events = poll.poll()
+            self._drops[TURNS] += 1
+            events = poll.poll(BEAT_S)
             if self._ready:  # first: early data must not overtake the request before it
                 for fd, _event in events:
                     if (writer := self._ready.get(fd)) is not None:
