@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path as FilePath
@@ -48,6 +49,8 @@ from jvpnd.recording.tape import Tape
 from jvpnd.shell import CoreDriver
 from jvpnd.store.sqlite import SqliteTable
 from jvpnd.transport.backlog import Backlog
+
+_log = logging.getLogger("jvpnd")
 
 SLOT = 0  # a client has one session at a time
 ANYWHERE = ("0.0.0.0/0", "::/0")

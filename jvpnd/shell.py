@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from jvpnd.core.effects import Effect, Emit
 from jvpnd.core.policy import Policy
 from jvpnd.host import now_ms
-from jvpnd.observe.log import EventLog
+from jvpnd.observe.log import Event, EventLog
 
 _log = logging.getLogger("jvpnd")
 
@@ -97,19 +97,24 @@ class CoreDriver:
         )
 
     def _emit(self, event: Emit) -> None:
-        written = self._events.append(
-            event_type=event.event_type,
-            session_id=event.session_id.hex() if event.session_id else None,
-            client=event.client,
-            from_state=event.from_state,
-            to_state=event.to_state,
-            reason=str(event.reason) if event.reason else None,
-            state_version=event.state_version,
-            policy_version=self._core.policy.version,
-            details=dict(event.details),
-        )
+        written = write(self._events, event, self._core.policy.version)
         if event.event_type in ("STATE_CHANGE", "SECURITY_EVENT", "SESSION_CREATED"):
             _log.info("%s", describe(written))
+
+
+def write(events: EventLog, event: Emit, policy_version: int) -> Event:
+    """Put an event of the core into the log."""
+    return events.append(
+        event_type=event.event_type,
+        session_id=event.session_id.hex() if event.session_id else None,
+        client=event.client,
+        from_state=event.from_state,
+        to_state=event.to_state,
+        reason=str(event.reason) if event.reason else None,
+        state_version=event.state_version,
+        policy_version=policy_version,
+        details=event.details,
+    )
 
 
 def describe(event: Mapping[str, object]) -> str:

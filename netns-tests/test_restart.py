@@ -6,10 +6,9 @@ import os
 import signal
 import sqlite3
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from lab.daemons import Daemon, Pair
+from lab.daemons import Daemon
 from lab.namespace import Namespace
 from lab.stage import Stage, Watch, until
 
@@ -44,8 +43,13 @@ def restart(daemon: Daemon, how: signal.Signals) -> None:
     daemon.start()
 
 
-def link_index(namespace: Namespace, name: str = "jvpn0") -> int:
-    return int(namespace.run("cat", f"/sys/class/net/{name}/ifindex").stdout)
+def what_is_there(namespace: Namespace) -> tuple[str, str, str]:
+    """The interface's number, its addresses, and the routes."""
+    return (
+        namespace.run("cat", "/sys/class/net/jvpn0/ifindex").stdout,
+        namespace.run("ip", "-br", "addr", "show", "jvpn0").stdout,
+        namespace.run("ip", "route").stdout,
+    )
 
 
 def session_rows(daemon: Daemon) -> list[str]:
@@ -86,10 +90,10 @@ def test_a_client_that_is_restarted_keeps_its_session(watch: Watch, how: signal.
 def test_a_killed_daemon_leaves_interface_addresses_and_routes(watch: Watch) -> None:
     for daemon in (watch.pair.client, watch.pair.gateway):
         host = daemon.namespace
-        before = link_index(host), host.run("ip", "route").stdout
+        before = what_is_there(host)
         daemon.stop(signal.SIGKILL)
         assert "10.77.0." in host.run("ip", "addr", "show", "jvpn0").stdout
         daemon.start()
-        until(lambda h=host, b=before: (link_index(h), h.run("ip", "route").stdout) == b, "as before")  # type: ignore[misc]
+        assert what_is_there(host) == before
     watch.pair.client.wait_state("ATTACHED")
     watch.assert_flows()

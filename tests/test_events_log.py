@@ -13,6 +13,7 @@ from jvpnd.core.states import State
 from jvpnd.observe.log import DROPPED, Event, EventLog, Subscription, concerns
 
 FIELDS = [
+    "schema",
     "ts_ms",
     "seq",
     "node_id",

@@ -255,3 +255,6 @@ class Health:
         if long and bound is not None and session.state in SWITCHABLE:
             if session.may_switch(now_ms, state.policy):
                 self._steering.move(now_ms, bound, {"why": "resumed"})
+            else:
+                why: dict[str, object] = {"to_path": bound.id, "why": "resumed"}
+                state.machine.note(session, "TRANSPORT_SWITCH_DENIED", Reason.RATE_LIMITED, why)

@@ -260,19 +260,11 @@ class Offers:
         if old is not None:
             self._state.end(now_ms, old, Event.SUPERSEDED, Reason.SUPERSEDED)
         self._state.admit(peer)
-        self._state.machine.note(
-            session,
-            "SESSION_CREATED",
-            Reason.HANDSHAKE_OK,
-            {
-                "supersedes": offer.supersedes.hex() if offer.supersedes != NO_SESSION else None,
-                "remote": str(peer.origin),
-                "suite": session.suite.name,
-            },
-        )
-        self._state.machine.fire(
-            session, Event.HANDSHAKE_ACCEPTED, now_ms, {"remote": str(peer.origin)}
-        )
+        where: dict[str, object] = {"remote": str(peer.origin), "transport": peer.transport}
+        before = offer.supersedes.hex() if offer.supersedes != NO_SESSION else None
+        created = {"supersedes": before, "suite": session.suite.name, **where}
+        self._state.machine.note(session, "SESSION_CREATED", Reason.HANDSHAKE_OK, created)
+        self._state.machine.fire(session, Event.HANDSHAKE_ACCEPTED, now_ms, {**where})
         self._state.effects.append(SessionUp(session.id, session.addresses, peer.entry.networks))
         self._state.bind(peer)
 

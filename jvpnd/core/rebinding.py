@@ -64,7 +64,7 @@ class Rebinding:
             else:  # a superseded client must rest, even if it never heard the CLOSE
                 superseded = ended is Reason.SUPERSEDED
                 reason = Reason.SUPERSEDED if superseded else Reason.SESSION_EXPIRED
-            self._reject(now_ms, origin, ticket.session_id, packet, reason, None)
+            self._reject(now_ms, origin, ticket.session_id, packet, reason)
             return
         self._on_proven(now_ms, origin, packet, ticket, peer)
 
@@ -122,7 +122,7 @@ class Rebinding:
                 self._state.count("duplicate request")
                 return Reason.REPLAY_DETECTED
             reason = Reason.REPLAY_DETECTED if seen_from else Reason.FRESHNESS_INVALID
-            self._reject(now_ms, origin, session.id, packet, reason, peer)
+            self._reject(now_ms, origin, session.id, packet, reason, (peer, request))
             if seen_from and self._state.admission.may_audit(now_ms):
                 self._state.machine.note(
                     session,
@@ -135,7 +135,7 @@ class Rebinding:
         if refusal is not None:
             session.attempt = request.attempt
             peer.requests.append((tag, origin))
-            self._reject(now_ms, origin, session.id, packet, refusal, peer)
+            self._reject(now_ms, origin, session.id, packet, refusal, (peer, request))
         return refusal
 
     def _refusal(
@@ -174,11 +174,7 @@ class Rebinding:
     ) -> None:
         """One compare-and-swap decides; only then is anything bound or answered."""
         session = peer.session
-        details: dict[str, object] = {
-            "attempt": request.attempt,
-            "cause": Cause(request.cause).name,
-            "remote": str(origin),
-        }
+        details = _asked(request, origin)
         if session.state is not State.RECOVERING:
             event = {
                 Cause.NAT_REBIND: Event.NAT_REBOUND,
@@ -224,9 +220,10 @@ class Rebinding:
 
         def stored(later_ms: float, outcome: Stored | None) -> None:
             peer.swapping = False
-            if outcome is not Stored.OK or session.state is not State.RECOVERING:
-                if first:
-                    self._state.reserved.discard(next_index)
+            if first and (outcome is not Stored.OK or session.state is not State.RECOVERING):
+                self._state.reserved.discard(next_index)
+            if outcome not in (Stored.OK, None):
+                self._state.store_failed(later_ms, peer, outcome)
             if outcome is None or session.state is not State.RECOVERING:
                 return
             session.attempt = request.attempt
@@ -235,8 +232,8 @@ class Rebinding:
                 self._reattached(later_ms, peer, bound, request, nonce, details)
             else:
                 assert session.id is not None
-                self._reject(later_ms, origin, session.id, packet, Reason.OWNERSHIP_CONFLICT, peer)
-                self._state.store_failed(later_ms, peer, outcome)
+                reason = Reason.OWNERSHIP_CONFLICT
+                self._reject(later_ms, origin, session.id, packet, reason, (peer, request))
 
         self._state.swap(now_ms, peer, future, stored)
 
@@ -297,22 +294,32 @@ class Rebinding:
         session_id: bytes,
         packet: bytes,
         reason: Reason,
-        peer: Peer | None,
+        asked: tuple[Peer, ReattachRequest] | None = None,
     ) -> None:
-        """A small, proven answer: its MAC is over exactly this request."""
+        """A small, proven answer: its MAC is over exactly this request. `asked`: whom it is from
+        and what it says, where that could be read."""
         key = keys.reset_key(self._state.secret, session_id)
         answer = encode_reject(request_tag(packet), reason_to_wire(reason), key)
         self._state.effects.append(Send(origin, answer))
         if not self._state.admission.may_tell_refusal(now_ms, session_id):
             self._state.count("reattach refused")
             return
-        self._state.effects.append(
-            Emit(
-                "REATTACH_RESULT",
-                reason,
-                session_id,
-                peer.entry.name if peer else None,
-                state_version=peer.session.state_version if peer else None,
-                details={"remote": str(origin)},
+        if asked is None:
+            details = _whence(origin)
+            self._state.effects.append(
+                Emit("REATTACH_RESULT", reason, session_id, details=details)
             )
-        )
+        else:
+            peer, request = asked
+            details = _asked(request, origin)
+            self._state.machine.note(peer.session, "REATTACH_RESULT", reason, details)
+
+
+def _asked(request: ReattachRequest, origin: Origin) -> dict[str, object]:
+    """The request, for events."""
+    cause = Cause(request.cause).name
+    return {"attempt": request.attempt, "cause": cause, **_whence(origin)}
+
+
+def _whence(origin: Origin) -> dict[str, object]:
+    return {"remote": str(origin), "transport": origin.transport}

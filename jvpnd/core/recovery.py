@@ -66,6 +66,7 @@ class Recovery:
             details["way"] = way
         if session.state is State.RECOVERING:
             # The old binding went while a move was under way: now it is a recovery.
+            state.machine.note(session, "TRANSPORT_LOST", Reason.TRANSPORT_DEAD, details)
             if session.lost_since_ms is None:
                 session.lost_since_ms = now_ms
             asked = self._asked_path()
@@ -221,11 +222,22 @@ class Recovery:
         elif self._cause is Cause.NAT_REBIND or not self._bound_serves():
             # The old binding does not deliver, or the gateway has left it and its ACKs were lost:
             # go on as a recovery.
-            self._session().lost_since_ms = now_ms
-            state.bound = self._planned = None
+            self._give_up_bound(now_ms)
             self._try_next(now_ms)
         else:
             self._refused(now_ms)
+
+    def _give_up_bound(self, now_ms: float) -> None:
+        state, session = self._state, self._session()
+        if state.bound is not None:
+            details: dict[str, object] = {
+                "path": state.bound.id,
+                "why": "no answer to a move, and the old binding does not serve",
+                "silent_ms": round(now_ms - state.watch.heard_ms, 1),
+            }
+            state.machine.note(session, "TRANSPORT_LOST", Reason.TRANSPORT_DEAD, details)
+        session.lost_since_ms = now_ms
+        state.bound = self._planned = None
 
     def _bound_serves(self) -> bool:
         """Whether the old binding was heard since the last attempt, so that it is still bound."""
@@ -267,6 +279,8 @@ class Recovery:
             "recovery_ms": round(now_ms - session.entered_ms, 1),
             "outage_ms": round(now_ms - since, 1) if since is not None else 0,
         }
+        accepted: dict[str, object] = {"attempt": session.epoch, "path": path.id}
+        state.machine.note(session, "REATTACH_RESULT", Reason.REATTACH_ACCEPT, accepted)
         state.machine.note(session, "TRANSPORT_SWITCH", Reason.TRANSPORT_SWITCH_OK, details)
         state.machine.fire(session, Event.REATTACH_ACCEPTED, now_ms, details)
         state.bind(now_ms, path)
@@ -280,7 +294,7 @@ class Recovery:
             return False, None
         reason = Reason(word)
         path.heard(now_ms)
-        details: dict[str, object] = {"attempt": attempt.number}
+        details: dict[str, object] = {"attempt": attempt.number, "path": path.id}
         self._state.machine.note(session, "REATTACH_RESULT", reason, details)
         if reason in _FATAL_REJECTS:
             return True, _FATAL_REJECTS[reason]

@@ -43,23 +43,32 @@ class Steering:
         state, session = self._state, self._state.session
         if session is None or session.state not in SWITCHABLE:
             now = "none" if session is None else session.state
-            return Refusal(Reason.TRANSPORT_SWITCH_DENIED, f"the session is not attached: {now}")
+            text = f"the session is not attached: {now}"
+            return self._denied_order(Refusal(Reason.TRANSPORT_SWITCH_DENIED, text), path_id)
         if path_id is not None and path_id not in state.paths:
             known = ", ".join(sorted(state.paths)) or "none"
             return Refusal(Reason.POLICY_DENY, f"no path {path_id}; known: {known}")
         wanted = [state.paths[path_id]] if path_id else state.others()
         target = next(iter(choice.ranked(wanted, state.policy, now_ms)), None)
         if target is None:
-            return Refusal(Reason.POLICY_DENY, "no other path that the policy allows")
+            text = "no other path that the policy allows"
+            return self._denied_order(Refusal(Reason.POLICY_DENY, text), path_id)
         if target is state.bound:
             return Refusal(Reason.POLICY_DENY, f"{target.id} carries the session already")
         refusal = self._bound_reached(now_ms, session, state.policy.max_switches_per_minute)
         if refusal is not None:
-            self._tell_denied(session, target, refusal)
-            return refusal
+            return self._denied_order(refusal, target.id)
         self._wanted = path_id
         self.move(now_ms, target, {"why": "operator"})
         return None
+
+    def _denied_order(self, refusal: Refusal, path_id: str | None) -> Refusal:
+        """What cannot be ordered (there is no such session, no such path) is not told."""
+        session = self._state.live_session()
+        if session is not None and session.id is not None:
+            known = path_id if path_id in self._state.paths else None
+            self._tell_denied(session, known, refusal)
+        return refusal
 
     # --- by itself ---
 
@@ -117,7 +126,7 @@ class Steering:
         elif refusal.reason is Reason.RATE_LIMITED:
             if self._denied is not refusal.reason:
                 self._denied = refusal.reason
-                self._tell_denied(session, target, refusal)
+                self._tell_denied(session, target.id, refusal)
             return refusal
         return None
 
@@ -144,6 +153,6 @@ class Steering:
             return Refusal(Reason.RATE_LIMITED, text)
         return None
 
-    def _tell_denied(self, session: Session, target: Path, refusal: Refusal) -> None:
-        details: dict[str, object] = {"to_path": target.id, "why": refusal.message}
+    def _tell_denied(self, session: Session, to_path: str | None, refusal: Refusal) -> None:
+        details: dict[str, object] = {"to_path": to_path, "why": refusal.message}
         self._state.machine.note(session, "TRANSPORT_SWITCH_DENIED", refusal.reason, details)

@@ -164,8 +164,6 @@ class Uplink:
         poll, channel_fd, tun_fd = self._poll, channel.fileno(), self._tun_fd
         poll.register(channel_fd, select.EPOLLIN)
         done_ns = 0
-        if not take_commands():  # perhaps to leave the TUN unread
-            return
         while True:
             if self._reading == self._paused:
                 self._reading = not self._paused

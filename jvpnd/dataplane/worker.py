@@ -79,7 +79,8 @@ def main(
     die_with_parent(parent)
     channel.report(Report(ReportKind.READY))
     channel.socket.setblocking(False)
-    worker.run(channel.socket, channel.take_commands)
+    if channel.take_commands():  # first of all, perhaps, to leave the TUN unread
+        worker.run(channel.socket, channel.take_commands)
 
 
 if __name__ == "__main__":

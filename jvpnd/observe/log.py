@@ -17,6 +17,7 @@ Event: TypeAlias = dict[str, Any]
 RING: Final = 4096  # events kept for those who ask later
 QUEUE: Final = 1024  # events a subscriber may lag behind
 DROPPED: Final = "EVENTS_DROPPED"
+SCHEMA: Final = 1  # of every event: docs/events.schema.json
 
 
 class EventLog:
@@ -43,6 +44,7 @@ class EventLog:
     ) -> Event:
         """Write one event, hand it to every subscriber and return it. Never blocks."""
         event: Event = {
+            "schema": SCHEMA,
             "ts_ms": self._clock_ms(),
             "seq": next(self._seq),
             "node_id": self._node_id,
@@ -130,6 +132,7 @@ class Subscription:
         lost = self._last_dropped
         return {
             **dict.fromkeys(lost),
+            "schema": SCHEMA,
             "ts_ms": lost["ts_ms"],
             "seq": lost["seq"],
             "node_id": lost["node_id"],

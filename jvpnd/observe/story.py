@@ -12,6 +12,8 @@ from jvpnd.observe.timeline import Event, SessionTimeline
 
 # While a move is ordered, the old binding serves.
 _SERVES = {Reason.RECOVERY_START, Reason.NAT_REBIND}
+# DEGRADED by these nothing carries the session; otherwise a bad path does.
+_UNBOUND = {Reason.RECOVERY_BOUNDS_EXCEEDED, Reason.TRANSPORT_SWITCH_DENIED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ def bindings(session: SessionTimeline, end_ms: int) -> list[Stretch]:
     path: str | None = None
     since_ms, why = 0, ""
     for event in session.entries:
-        where = _carrier(event, path)
+        where = carrier(event, path)
         if where == path:
             continue
         if path is not None:
@@ -52,8 +54,8 @@ def bindings(session: SessionTimeline, end_ms: int) -> list[Stretch]:
     return found
 
 
-def _carrier(event: Event, before: str | None) -> str | None:
-    """The path after this event."""
+def carrier(event: Event, before: str | None) -> str | None:
+    """The path that carries the session after this event, None if none does; `before` it: this."""
     details: dict[str, Any] = event["details"]
     if event["event_type"] == "TRANSPORT_LOST":
         return None
@@ -63,6 +65,8 @@ def _carrier(event: Event, before: str | None) -> str | None:
         return details.get("path") or details.get("remote") or before
     if event["to"] == State.RECOVERING:
         return before if event["reason"] in _SERVES else None
+    if event["to"] == State.DEGRADED:
+        return None if event["reason"] in _UNBOUND else before
     return None if event["to"] == State.TERMINATED else before
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lab.daemons import INNER, Daemon, Event, Pair
+from lab.schema import assert_valid
 from lab.topology import Lab, Uplink
 from lab.traffic import Traffic
 from lab.wire import Conditions
@@ -90,13 +91,14 @@ class Watch:
         self.echo.wait_until("received", above=10, timeout_s=timeout_s)
 
     def assert_same_session(self) -> None:
-        """One identity, at both ends, and no version was skipped."""
+        """One identity, at both ends, no version was skipped, and every event is as documented."""
         status = self.pair.client.status()["session"]
         assert (status["id"], status["inner_addresses"]) == (self.session, self.addresses)
         (row,) = self.pair.gateway.status()["sessions"]
         assert (row["id"], row["inner_addresses"]) == (self.session, self.addresses)
         for daemon in (self.pair.client, self.pair.gateway):
             assert_versions_rise_by_one(daemon.events())
+            assert_valid(daemon.events())
 
     def binding(self) -> dict[str, str]:
         """What carries the session: path, transport, uplink, local, remote; {} if nothing does."""

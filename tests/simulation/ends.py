@@ -44,6 +44,7 @@ from jvpnd.recording.tape import Tape
 
 from .invariants import LATE_MS, History
 from .plane import Ledger, Plane
+from .retold import Books
 from .world import Packet, Peer, Whereabouts
 
 ECHO_EVERY_MS = 5
@@ -142,6 +143,7 @@ class _End(ABC):
         self.core, self.plane, self.history, self.load = core, Plane(ledger), history, load
         self.inspected = core  # what the history has to agree with
         self.now_ms = 0
+        self.books = Books()
         self._out: list[Packet] = []
         self.sent: list[bytes] = []  # everything but DATA, for tests that play it again
 
@@ -165,10 +167,12 @@ class _End(ABC):
         if isinstance(effect, Send):
             self._out.append(Packet(_whereabouts(effect.to), effect.data))
             self.sent.append(effect.data)
+            self.books.sent(effect.data)
             if len(self.sent) > SENT_MAX:
                 del self.sent[: SENT_MAX // 2]
         elif isinstance(effect, Emit):
             self.history.note(self.now_ms, effect)
+            self.books.told(effect)
         elif isinstance(effect, BindSend):
             plane.bind_send(effect)
         elif isinstance(effect, BindReceive):
@@ -187,6 +191,7 @@ class _End(ABC):
 
     def _check(self) -> None:
         self.history.check(self.inspected, self.now_ms)
+        self.books.check(self.inspected.dropped)
 
     def _send_data(self, session_id: bytes, plain: bytes) -> bool:
         sealed = self.plane.seal(self.now_ms, session_id, plain)
@@ -369,7 +374,7 @@ class GatewayEnd(_End):
         self.now_ms = now_ms
         for answer in sorted(a for a in self._answers if a[0] <= now_ms):
             self._answers.remove(answer)
-            self.gateway.store_result(now_ms, *answer[1:])
+            self._stored(*answer[1:])
         if self.load.down_every_ms and now_ms >= self._next_push_ms:
             self._next_push_ms = now_ms + self.load.down_every_ms
             self.push(now_ms)
@@ -403,4 +408,8 @@ class GatewayEnd(_End):
             self._slow_until_ms = self.now_ms + late_ms + LATE_MS
             self._answers.append((self.now_ms + late_ms, effect.token, outcome))
         else:
-            self.gateway.store_result(self.now_ms, effect.token, outcome)
+            self._stored(effect.token, outcome)
+
+    def _stored(self, token: int, outcome: Stored) -> None:
+        self.books.stored(outcome)
+        self.gateway.store_result(self.now_ms, token, outcome)

@@ -13,6 +13,8 @@ from jvpnd.core.reasons import Reason
 from jvpnd.core.session import MINUTE_MS, Session
 from jvpnd.core.states import TABLE, State
 
+from .retold import Retold
+
 _ALLOWED = {(source, target, reason) for (source, _), (target, reason) in TABLE.items()}
 LATE_MS = SCAN_MS  # a bound is acted on at the next look
 
@@ -29,9 +31,11 @@ class History:
     _switched_ms: list[int] = field(default_factory=list)
     _bounds: list[tuple[int, int]] = field(default_factory=list)  # since, switches a minute
     _session_id: bytes | None = None  # of the client's present session, or its last one
+    retold: Retold = field(default_factory=Retold)
 
     def note(self, now_ms: int, event: Emit) -> None:
         self.events.append((now_ms, event))
+        self.retold.note(now_ms, event)
         if event.event_type == "SECURITY_EVENT" and event.reason in self.never:
             raise AssertionError(f"a fault taken for an attack: {event.reason} {event.details}")
         if event.event_type == "STATE_CHANGE" and event.session_id is not None:
@@ -59,12 +63,14 @@ class History:
         if isinstance(core, Gateway):
             for peer in core.sessions.values():
                 self._check(peer.session)
+                self.retold.check_peer(peer)
                 assert len(peer.rebound_ms) <= REBINDS_PER_MINUTE
             if len(core.sessions) > 1:
                 clients = [peer.entry.name for peer in core.sessions.values()]
                 assert len(clients) == len(set(clients)), "a client has two sessions"
         elif core.session is not None:
             self._check(core.session)
+            self.retold.check_client(now_ms, core)
             self._check_switches(now_ms, core.policy.max_switches_per_minute)
             self._check_successor(core.session)
 
@@ -141,3 +147,4 @@ class History:
         """A crashed client remembers nothing: its session is over, and it cannot name it."""
         self._switched_ms.clear()
         self._session_id = None
+        self.retold.rebooted()

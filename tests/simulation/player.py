@@ -68,6 +68,7 @@ class Player:
             self._tell()
             mend(self.net)
             self._end_well()
+        self.net.client_history.retold.check_timeline()
 
     def _tell(self) -> None:
         net, since_ms = self.net, None
