@@ -11,6 +11,7 @@ from jvpnd.core.effects import Effect, Emit
 from jvpnd.core.policy import Policy
 from jvpnd.host import now_ms
 from jvpnd.observe.log import Event, EventLog
+from jvpnd.observe.words import describe
 
 _log = logging.getLogger("jvpnd")
 
@@ -115,13 +116,3 @@ def write(events: EventLog, event: Emit, policy_version: int) -> Event:
         policy_version=policy_version,
         details=event.details,
     )
-
-
-def describe(event: Mapping[str, object]) -> str:
-    """One event as one line of the log."""
-    moved = f" {event['from']} -> {event['to']}" if event.get("to") else ""
-    session = str(event.get("session_id") or "-")[:8]
-    details = event.get("details")
-    rest = " ".join(f"{k}={v}" for k, v in details.items()) if isinstance(details, dict) else ""
-    words = f"{event['event_type']}{moved} {event.get('reason') or ''}"
-    return f"{words.strip()} session={session} {rest}".rstrip()

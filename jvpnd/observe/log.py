@@ -29,6 +29,7 @@ class EventLog:
         self._ring: deque[Event] = deque(maxlen=capacity)
         self._seq = itertools.count(1)
         self._subscribers: set[Subscription] = set()
+        self._taps: list[Callable[[Event], None]] = []
 
     def append(
         self,
@@ -61,7 +62,13 @@ class EventLog:
         self._ring.append(event)
         for subscriber in self._subscribers:
             subscriber.offer(event)
+        for take in self._taps:
+            take(event)
         return event
+
+    def tap(self, take: Callable[[Event], None]) -> None:
+        """Call `take` with every event from now on. It may neither wait nor append."""
+        self._taps.append(take)
 
     def recent(self, session_id: str | None = None, limit: int | None = None) -> list[Event]:
         """What the ring holds, oldest first: of one session (its id, or how the id begins), and
@@ -124,21 +131,23 @@ class Subscription:
                 raise StopAsyncIteration
             self._wake.clear()
             await self._wake.wait()
-        return self._drops() if self._untold else self._queue.popleft()
+        if self._untold:
+            count, self._untold = self._untold, 0
+            return drops_event(count, self._last_dropped)
+        return self._queue.popleft()
 
-    def _drops(self) -> Event:
-        """The drops as an event in the place of the last one lost, so that seq still rises."""
-        count, self._untold = self._untold, 0
-        lost = self._last_dropped
-        return {
-            **dict.fromkeys(lost),
-            "schema": SCHEMA,
-            "ts_ms": lost["ts_ms"],
-            "seq": lost["seq"],
-            "node_id": lost["node_id"],
-            "event_type": DROPPED,
-            "details": {"dropped": count},
-        }
+
+def drops_event(count: int, last: Event) -> Event:
+    """`count` lost events as one, in the place of the last of them, so that seq still rises."""
+    return {
+        **dict.fromkeys(last),
+        "schema": SCHEMA,
+        "ts_ms": last["ts_ms"],
+        "seq": last["seq"],
+        "node_id": last["node_id"],
+        "event_type": DROPPED,
+        "details": {"dropped": count},
+    }
 
 
 def concerns(event: Event, session_id: str | None) -> bool:
