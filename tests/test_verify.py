@@ -195,6 +195,7 @@ def test_a_rotated_file_that_ends_in_the_middle_of_a_line_is_found(tmp_path: Pat
         {"ts_ms": 1, "seq": True, "event_type": "REKEY", "details": {}},
         {"ts_ms": 1, "seq": 1, "event_type": "EVENTS_DROPPED", "details": {}},
         {"ts_ms": 1, "seq": 1, "event_type": "REKEY", "details": []},
+        {"ts_ms": 10**18, "seq": 1, "event_type": "REKEY", "details": {}},
         {"ts_ms": None, "seq": 1, "event_type": "REKEY", "details": {}},
         {"ts_ms": 1, "seq": None, "event_type": "AUDIT_FILE", "details": {"what": 3}},
     ],

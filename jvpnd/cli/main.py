@@ -10,6 +10,7 @@ import binascii
 import contextlib
 import json
 import os
+import re
 import stat
 import sys
 import time
@@ -286,6 +287,42 @@ def replay(options: Options, file: Path) -> None:
         _fail(ValueError(f"{file}: {error}"), EXIT_USAGE)
     options.show(asdict(found), lambda _: render.replay(found))
     if found.difference is not None:
+        sys.exit(EXIT_REFUSED)
+
+
+@main.group()
+def audit() -> None:
+    """The audit trail."""
+
+
+@audit.command("verify")
+@click.argument(
+    "files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+@click.option("--head", metavar="HASH", help="The hash of a line that must be there.")
+@json_option
+@click.pass_obj
+def audit_verify(options: Options, files: tuple[Path, ...], head: str | None) -> None:
+    """Check the chain of an audit trail: FILEs in any order, or its folder. Needs no daemon.
+
+    Exit status 0 if every line is as it was written, 1 with the first that is changed, missing or
+    out of order. Whether lines were cut off at the very end only HASH can tell, which an earlier
+    `audit verify` or `status` has shown.
+    """
+    from jvpnd.observe import verify
+
+    if head is not None and not re.fullmatch("[0-9a-f]{64}", head):
+        raise click.BadParameter("must be 64 hexadecimal digits", param_hint="--head")
+    try:
+        is_folder = len(files) == 1 and files[0].is_dir()
+        trail = verify.trail_in(files[0]) if is_folder else verify.in_order(files)
+        found = verify.verify(trail, head)
+    except OSError as error:
+        _fail(ValueError(f"{error.filename}: {error.strerror}"), EXIT_USAGE)
+    except ValueError as error:
+        _fail(error, EXIT_USAGE)
+    options.show(asdict(found), lambda _: render.audit(found))
+    if found.finding is not None:
         sys.exit(EXIT_REFUSED)
 
 

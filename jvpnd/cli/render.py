@@ -23,6 +23,7 @@ from jvpnd.cli.text import (
     table,
 )
 from jvpnd.observe.timeline import LIMITS, Recovery, SessionTimeline, Timeline
+from jvpnd.observe.verify import Verdict
 from jvpnd.recording.player import Replay
 
 Json = Mapping[str, Any]
@@ -117,6 +118,24 @@ def replay(found: Replay) -> str:
             f"  replayed: {clean(str(unlike.replayed))}",
         ]
     )
+
+
+def audit(found: Verdict) -> str:
+    """Whether an audit trail holds, from when to when, and up to which hash."""
+    if found.finding is not None:
+        where = f"{clean(found.finding.file)}:{found.finding.line}"
+        return f"{bold('BROKEN')}: {where}: {clean(found.finding.problem)}"
+    lines = [f"ok: {plural(found.lines, 'line')} in {plural(found.files, 'file')}"]
+    if found.first_ms is not None and found.last_ms is not None:
+        lines.append(f"  from {moment(found.first_ms)} to {moment(found.last_ms)}")
+    lines.append(f"  head {found.head}")
+    if not found.is_complete:
+        lines.append("  the trail began in a file that is not among these")
+    if found.dropped:
+        lines.append(f"  {plural(found.dropped, 'event')} dropped, as the trail itself says")
+    if found.unfinished:
+        lines.append(f"  the last line is not complete ({found.unfinished} bytes)")
+    return "\n".join(lines)
 
 
 # --- status ---

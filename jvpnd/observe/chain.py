@@ -20,6 +20,7 @@ FILE: Final = "AUDIT_FILE"  # the event type of what the file tells of itself
 BEGUN: Final = "begun"  # `details.what` of the first line of each file
 OPENED: Final = "opened"  # and of the first line that a daemon writes after its start
 
+_YEAR_10000_MS: Final = 253_402_300_800_000
 _SEAL: Final = re.compile(rb',"hash":"([0-9a-f]{64})"\}$')
 
 
@@ -66,7 +67,8 @@ def unsealed(raw: bytes) -> Line:
 def _is_event(record: dict[str, Any]) -> bool:
     """Whether it has what is read of it: who can write a line can seal one, too."""
     kind, details = record.get("event_type"), record.get("details")
-    if type(record.get("ts_ms")) is not int or not isinstance(details, dict):
+    ts_ms = record.get("ts_ms")
+    if type(ts_ms) is not int or not 0 <= ts_ms < _YEAR_10000_MS or not isinstance(details, dict):
         return False
     if kind == FILE:
         return isinstance(details.get("what"), str)
