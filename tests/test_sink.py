@@ -12,7 +12,8 @@ import pytest
 
 from jvpnd.observe import sink as module
 from jvpnd.observe.log import DROPPED, Event, EventLog
-from jvpnd.observe.sink import Change, Sink
+from jvpnd.observe.sink import Sink
+from jvpnd.observe.trouble import Change
 
 
 class Place:

@@ -12,10 +12,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from jvpnd.observe.log import Event, drops_event
+from jvpnd.observe.trouble import FIRST_CALM_S, Change, Trouble, words_of
 
 _log = logging.getLogger("jvpnd")
 
@@ -23,10 +23,6 @@ QUEUE: Final = 4096  # events; as many as the log itself remembers
 BATCH: Final = 256
 FIRST_RETRY_S: Final = 0.25
 MAX_RETRY_S: Final = 5.0
-# So long without a fault before "recovered" is told; doubled by each relapse, so that telling of
-# a place that comes and goes cannot become a flood, nor its cause.
-FIRST_CALM_S: Final = 1.0
-MAX_CALM_S: Final = 600.0
 
 
 class Output(Protocol):
@@ -43,15 +39,6 @@ class Output(Protocol):
     def close(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What a sink has to tell: `lost` events since it was degraded; `why` "" when it recovered."""
-
-    name: str
-    why: str
-    lost: int
-
-
 class Sink:
     """Offer events from one thread, the event loop's; start and stop it there, too."""
 
@@ -66,7 +53,6 @@ class Sink:
         """`tell` is called from either thread and may not wait."""
         self.name = name
         self._output = output
-        self._tell = tell
         self._capacity = capacity
         self._queue: deque[Event] = deque()
         self._pending: deque[Event] = deque()  # the thread's: being written
@@ -75,10 +61,7 @@ class Sink:
         self._stopping = False
         self._untold = 0  # lost since the last EVENTS_DROPPED
         self._last_lost: Event = {}
-        self._why = ""  # degraded, if not empty
-        self._lost_before = 0  # `dropped` when that began
-        self._first_calm_s = self._calm_s = calm_s
-        self._fault_s = self._told_s = 0.0
+        self._trouble = Trouble(name, tell, calm_s)
         self._retry_s = FIRST_RETRY_S
         self.dropped = 0
         self.written = 0
@@ -93,7 +76,8 @@ class Sink:
                 self._last_lost = self._queue.popleft()
                 self._untold += 1
                 self.dropped += 1
-                self._degrade("too slow: its queue is full")
+                # The one that is dropped just now is among the lost.
+                self._trouble.fault("too slow: its queue is full", self.dropped - 1)
             self._queue.append(event)
             self._changed.notify()
 
@@ -114,7 +98,7 @@ class Sink:
             "written": self.written,
             "dropped": self.dropped,
             "queued": len(self._queue) + len(self._pending),
-            "degraded": self._why or None,
+            "degraded": self._trouble.why or None,
         }
 
     # --- the thread ---
@@ -127,7 +111,7 @@ class Sink:
             self._work()
             self._output.close()
         except OSError as error:
-            _log.warning("%s: %s", self.name, _words(error))
+            _log.warning("%s: %s", self.name, words_of(error))
 
     def _take(self, wait_s: float | None) -> bool:
         """Wait for events, or for that time; False at the end."""
@@ -137,7 +121,7 @@ class Sink:
             self._changed.wait_for(is_due, wait_s)
             if not self._pending:
                 self._fill()
-            return not self._stopping or bool(self._pending and not self._why)
+            return not self._stopping or bool(self._pending and not self._trouble.why)
 
     def _has_work(self) -> bool:
         return self._stopping or bool(self._queue)
@@ -165,40 +149,14 @@ class Sink:
 
     def _failed(self, error: OSError) -> float:
         with self._changed:
-            self._fault_s = time.monotonic()
-            self._degrade(_words(error))
+            self._trouble.fault(words_of(error), self.dropped)
         wait_s, self._retry_s = self._retry_s, min(2 * self._retry_s, MAX_RETRY_S)
         return wait_s
 
     def _recover(self, more_s: float | None) -> float | None:
         """Tell that all is well, once it has been so for long enough."""
         with self._changed:
-            if not self._why or self._queue or self._pending:
+            if self._queue or self._pending:
                 return more_s
-            now = time.monotonic()
-            calm_s = now - self._fault_s
-            if calm_s < self._calm_s:
-                left_s = self._calm_s - calm_s
-                return left_s if more_s is None else min(left_s, more_s)
-            lost = self.dropped - self._lost_before
-            self._why, self._told_s = "", now
-            self._tell(Change(self.name, "", lost))
-            return more_s
-
-    def _degrade(self, why: str) -> None:
-        """The lock is held. Tell once why."""
-        now = self._fault_s = time.monotonic()
-        if self._why:
-            return
-        if self._told_s:
-            is_relapse = now - self._told_s < MAX_CALM_S
-            grown_s = min(2 * self._calm_s, MAX_CALM_S)
-            self._calm_s = grown_s if is_relapse else self._first_calm_s
-        self._why = why
-        # The one that is being dropped just now is among the lost.
-        self._lost_before = self.dropped - self._untold
-        self._tell(Change(self.name, why, 0))
-
-
-def _words(error: OSError) -> str:
-    return error.strerror or str(error) or type(error).__name__
+            left_s = self._trouble.over(self.dropped)
+            return min((each for each in (left_s, more_s) if each is not None), default=None)

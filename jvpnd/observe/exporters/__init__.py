@@ -1,0 +1,1 @@
+"""Where events go besides the audit file: each one behind a sink of its own."""
