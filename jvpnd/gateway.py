@@ -38,6 +38,7 @@ from jvpnd.net.tun import Tun
 from jvpnd.observe.log import EventLog
 from jvpnd.rates import RateMeter
 from jvpnd.shell import CoreDriver
+from jvpnd.store.meter import StoreMeter
 from jvpnd.store.table import SessionTable
 from jvpnd.transport.backlog import Backlog
 
@@ -96,6 +97,7 @@ class GatewayShell:
         self.plane: DataPlane
         self._held_until_ms: float | None = None  # until when the TUN is left unread at most
         self.rates = RateMeter()
+        self.store_meter = StoreMeter()
         self._backlog = Backlog()
         self.slots: dict[bytes, int] = {}
         self._free = list(range(SLOTS - 1, -1, -1))
@@ -227,7 +229,9 @@ class GatewayShell:
 
     def _swap(self, effect: Swap) -> None:
         key = effect.session_id.hex()
-        outcome = self._table.swap(key, effect.expected, effect.record)
+        outcome = self.store_meter.timed(
+            lambda: self._table.swap(key, effect.expected, effect.record)
+        )
         if effect.record["state"] == State.TERMINATED:
             self._table.expire([key])
         self.core.store_result(now_ms(), effect.token, outcome)

@@ -51,7 +51,7 @@ def _path(agent: ClientAgent, path: Path, now: float) -> Json:
         "uplink": path.info.uplink,
         "local": path.info.local,
         "remote": path.info.remote,
-        "state": _path_state(agent, path),
+        "state": path_state(agent, path),
         "rtt_ms": None if srtt is None else round(srtt, 2),
         "loss": round(path.loss_ratio(now), 3),
         "loss_up": None if up is None else round(up, 3),
@@ -61,7 +61,7 @@ def _path(agent: ClientAgent, path: Path, now: float) -> Json:
     }
 
 
-def _path_state(agent: ClientAgent, path: Path) -> str:
+def path_state(agent: ClientAgent, path: Path) -> str:
     if path is agent.bound:
         return "bound"
     if not agent.is_candidate(path):

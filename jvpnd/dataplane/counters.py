@@ -170,6 +170,20 @@ def total_of(lanes: Sequence[Counters], slot: int) -> SlotCounters:
     )
 
 
+def totals(lanes: Sequence[Counters]) -> dict[str, int]:
+    """What passed through all slots of all lanes since the start, for every session ever."""
+    words = {
+        "tx_packets": TX_PACKETS,
+        "tx_bytes": TX_BYTES,
+        "rx_packets": RX_PACKETS,
+        "rx_bytes": RX_BYTES,
+    }
+    return {
+        name: sum(sum(lane.words[_SLOTS_AT + word : _WORDS : _SLOT_WORDS]) for lane in lanes)
+        for name, word in words.items()
+    }
+
+
 def total_drops(lanes: Sequence[Counters]) -> dict[str, int]:
     """Packets dropped since the start by cause, in all lanes together; causes seen only."""
     return dict(sum((Counter(lane.drops()) for lane in lanes), Counter()))

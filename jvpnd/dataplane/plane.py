@@ -22,6 +22,7 @@ from jvpnd.dataplane.counters import (
     slot_base,
     total_drops,
     total_of,
+    totals,
 )
 from jvpnd.dataplane.messages import Remote, Report, ReportKind, canonical
 from jvpnd.dataplane.networks import PrefixTable
@@ -101,6 +102,7 @@ class DataPlane:
         self._pulse: Pulse[_Which] = Pulse()
         self._look_timer: asyncio.TimerHandle | None = None
         self._closed = False
+        self.restarts = dict.fromkeys(ROLES, 0)
 
     @classmethod
     async def start(
@@ -278,6 +280,10 @@ class DataPlane:
         """What went through the slot in each lane."""
         return [counters.slot(slot) for counters in self._counters]
 
+    def totals(self) -> dict[str, int]:
+        """Inner packets and bytes since the start, of every session there was."""
+        return totals(self._counters)
+
     def drops(self) -> dict[str, int]:
         """Packets dropped since the start, by cause; causes that occurred only."""
         return total_drops(self._counters)
@@ -352,6 +358,7 @@ class DataPlane:
         0, and a nonce must not repeat."""
         if self._closed:
             return
+        self.restarts[which[0]] += 1
         self._launch(which)
         for socket_id in self._sockets:
             self._send_socket(which, socket_id)
