@@ -16,13 +16,16 @@ from jvpnd.gateway import GatewayShell
 from jvpnd.host import now_ms
 from jvpnd.net.tun import Tun
 from jvpnd.observe.log import EventLog, concerns
+from jvpnd.observe.telemetry import Telemetry
 from jvpnd.shell import Core, CoreDriver
 
 Args = Mapping[str, Any]
 MAX_LINES_BEHIND = 65_536  # of a recording, by who follows it
 
 
-def client_handlers(shell: ClientShell, tun: Tun, events: EventLog) -> dict[str, Handler]:
+def client_handlers(
+    shell: ClientShell, tun: Tun, events: EventLog, telemetry: Telemetry
+) -> dict[str, Handler]:
     """The commands of a client."""
 
     def sessions(_: Args) -> list[Any]:
@@ -64,7 +67,9 @@ def client_handlers(shell: ClientShell, tun: Tun, events: EventLog) -> dict[str,
             shell.tape.listeners.discard(coming)
 
     return {
-        "status": _plain(lambda _: status.client_status(shell, tun)),
+        "status": _plain(
+            lambda _: {**status.client_status(shell, tun), "telemetry": telemetry.status()}
+        ),
         "sessions": _plain(sessions),
         "paths": _plain(lambda _: status.client_paths(shell)),
         "switch": _plain(switch),
@@ -75,7 +80,9 @@ def client_handlers(shell: ClientShell, tun: Tun, events: EventLog) -> dict[str,
     }
 
 
-def gateway_handlers(shell: GatewayShell, tun: Tun, events: EventLog) -> dict[str, Handler]:
+def gateway_handlers(
+    shell: GatewayShell, tun: Tun, events: EventLog, telemetry: Telemetry
+) -> dict[str, Handler]:
     """The commands of a gateway."""
 
     def no_paths(_: Args) -> Any:
@@ -95,7 +102,9 @@ def gateway_handlers(shell: GatewayShell, tun: Tun, events: EventLog) -> dict[st
         return {"terminated": session_id.hex()}
 
     return {
-        "status": _plain(lambda _: status.gateway_status(shell, tun)),
+        "status": _plain(
+            lambda _: {**status.gateway_status(shell, tun), "telemetry": telemetry.status()}
+        ),
         "sessions": _plain(lambda _: status.gateway_sessions(shell)),
         "paths": _plain(no_paths),
         "switch": _plain(no_paths),

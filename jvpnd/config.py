@@ -22,6 +22,7 @@ from jvpnd.configendpoint import (
     shown_endpoint,
 )
 from jvpnd.configfile import ConfigError, Table, read
+from jvpnd.configtelemetry import TelemetrySettings, telemetry_of
 from jvpnd.core.messages import MAX_ADDRESSES
 from jvpnd.core.offloads import FEATURES, with_implied
 from jvpnd.core.policy import Policy, PolicyError, shown
@@ -49,7 +50,10 @@ MAX_MTU = 9000
 MIN_MTU, MIN_MTU_IPV6 = 576, 1280  # RFC 791, RFC 8200 section 5
 MAX_CLIENTS = 4096
 
-_COMMON_KEYS = ("role", "node", "lanes", "interface", "identity", "policy", "debug")
+_COMMON_KEYS = (
+    *("role", "node", "lanes", "interface", "identity", "policy", "debug"),
+    *("audit", "export"),
+)
 _ROLE_KEYS = {
     "client": ("gateway", "uplinks", "routes"),
     "gateway": ("listen", "client"),
@@ -123,6 +127,7 @@ class Config:
     clients: tuple[Client, ...] = ()
     disabled: frozenset[str] = frozenset()
     lanes: int = 1
+    telemetry: TelemetrySettings = field(default_factory=TelemetrySettings)
 
 
 def load(file: Path) -> Config:
@@ -139,6 +144,7 @@ def load(file: Path) -> Config:
         config,
         disabled=_disabled(top.table("debug", ("disable",))),
         lanes=top.number("lanes", 1, MAX_LANES, default_lanes()),
+        telemetry=telemetry_of(top),
     )
 
 

@@ -35,7 +35,7 @@ def endpoint_of(table: Table) -> Endpoint:
     """One of the gateway's, as a client calls it."""
     transport = _transport(table)
     allowed = "an IP address or a host name"
-    address = _address(table, "address", allowed, names=True)
+    address = address_of(table, "address", allowed, names=True)
     name = None
     if "server_name" in table:
         _only_for(table, "server_name", transport, _MADE_OF_TLS)
@@ -48,10 +48,10 @@ def endpoint_of(table: Table) -> Endpoint:
 def listen_of(table: Table) -> Listen:
     """Where a gateway listens."""
     transport = _transport(table)
-    address = _address(table, "address", "an IP address of this host, or ::")
+    address = address_of(table, "address", "an IP address of this host, or ::")
     advertise = "" if ip_of(address) in _ANY else address
     if "advertise" in table:
-        advertise = _address(table, "advertise", "the IP address that clients reach")
+        advertise = address_of(table, "advertise", "the IP address that clients reach")
     pem, alpn = _certificate(table, transport), _alpn(table, transport)
     return Listen(transport, address, _port(table, transport), alpn, pem, advertise)
 
@@ -67,7 +67,7 @@ def _port(table: Table, transport: str) -> int:
     return table.number("port", 1, 65535, _DEFAULT_PORTS.get(transport))
 
 
-def _address(table: Table, key: str, allowed: str, names: bool = False) -> str:
+def address_of(table: Table, key: str, allowed: str, names: bool = False) -> str:
     """`names`: as a client calls a gateway, so host names are good too."""
     text = table.text(key, allowed)
     address = ip_of(text)

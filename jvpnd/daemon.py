@@ -8,7 +8,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from jvpnd import commands
@@ -19,10 +20,13 @@ from jvpnd.core.noise import public_key
 from jvpnd.dataplane.plane import DataPlaneError
 from jvpnd.gateway import GatewayShell
 from jvpnd.host import wall_ms
+from jvpnd.measures import client_measures, gateway_measures
 from jvpnd.net.errors import MissingFeature
 from jvpnd.net.routes import HostNetwork
 from jvpnd.net.tun import Tun, add_queue, claim, inherited_tun, open_tun, set_persistent
 from jvpnd.observe.log import EventLog
+from jvpnd.observe.measures import Measures
+from jvpnd.observe.telemetry import Telemetry
 from jvpnd.servicemanager import keep, keeps_descriptors, kept, notify
 from jvpnd.store.sqlite import SqliteTable, StoreError
 from jvpnd.transport.udp import ListenError
@@ -87,6 +91,9 @@ async def _serve(config: Config, runtime: Path) -> None:
         with _usable(runtime):
             await server.start()
         stack.push_async_callback(server.close)
+        telemetry = Telemetry(config.telemetry, config.node, config.role, events, wall_ms)
+        telemetry.start()
+        stack.push_async_callback(telemetry.stop)
         name = config.interface.name
         stack.enter_context(claim(name))
         network = HostNetwork(name, runtime)
@@ -104,12 +111,16 @@ async def _serve(config: Config, runtime: Path) -> None:
         shell: ClientShell | GatewayShell
         if config.role == "client":
             shell = ClientShell(config, tun, queues, network, events, table, runtime)
-            server.handlers = commands.client_handlers(shell, tun, events)
+            server.handlers = commands.client_handlers(shell, tun, events, telemetry)
+            measure: Callable[[], Measures] = partial(client_measures, shell)
         else:
             shell = GatewayShell(config, tun, queues, network, events, table, runtime)
-            server.handlers = commands.gateway_handlers(shell, tun, events)
+            server.handlers = commands.gateway_handlers(shell, tun, events, telemetry)
+            measure = partial(gateway_measures, shell)
         stack.push_async_callback(shell.stop)
         await shell.start()
+        telemetry.serve(measure)
+        stack.callback(telemetry.hang_up)
         _log.info("%s %s is up on %s", config.role, config.node, tun.name)
         notify("READY=1")
         await stopped.wait()

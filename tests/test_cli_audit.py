@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from jvpnd.cli import render
 from jvpnd.observe.audit import AuditFile
 from jvpnd.observe.log import EventLog, drops_event
 
-from .test_cli import jvpnctl
+from .test_cli import CLIENT, jvpnctl
 
 
 @pytest.fixture
@@ -87,3 +88,17 @@ def test_wrong_usage_has_status_2(arguments: list[str], words: str) -> None:
     done = jvpnctl("audit", "verify", *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert words in done.stderr
+
+
+def test_status_tells_which_exporters_work() -> None:
+    rows = {
+        "audit": {"written": 9, "dropped": 0, "queued": 0, "degraded": None},
+        "syslog": {"written": 1, "dropped": 1, "queued": 3, "degraded": "Connection refused"},
+        "prometheus": {"scrapes": 1, "failed": 0, "degraded": None},
+    }
+    lines = render.status({**CLIENT, "telemetry": rows}).splitlines()
+    line = next(line for line in lines if "audit" in line)
+    assert line.split(None, 1)[1] == (
+        "audit ok; syslog degraded: Connection refused, 1 event lost; prometheus ok"
+    )
+    assert "telemetry" not in render.status(CLIENT)

@@ -203,6 +203,7 @@ def _common_fields(answer: Json) -> list[tuple[str, str | None]]:
         ("dropped", words or None),
         ("policy", f"version {answer['policy_version']}"),
         ("lanes", _lanes(answer.get("lanes", []))),
+        ("telemetry", _telemetry(answer.get("telemetry", {}))),
         ("offloads", _offloads(answer["offloads"], answer.get("offloads_off", {}))),
     ]
 
@@ -214,6 +215,16 @@ def _lanes(rows: Sequence[Mapping[str, int]]) -> str | None:
     packets = [row["tx_packets"] + row["rx_packets"] for row in rows]
     shares = " ".join(f"{100 * count / max(1, sum(packets)):.0f}%" for count in packets)
     return f"{len(rows)} (packets: {shares})"
+
+
+def _telemetry(exporters: Mapping[str, Json]) -> str | None:
+    """Which exporters there are, what they lost, and why one does not work."""
+    words = []
+    for name, row in exporters.items():
+        lost = f", {plural(row['dropped'], 'event')} lost" if row.get("dropped") else ""
+        why = f"degraded: {clean(row['degraded'])}" if row["degraded"] else "ok"
+        words.append(f"{clean(name)} {why}{lost}")
+    return "; ".join(words) or None
 
 
 def _offloads(offloads: Mapping[str, bool], why: Mapping[str, str]) -> str:
