@@ -6,7 +6,6 @@ import errno
 import json
 import logging
 import os
-from collections.abc import Sequence
 from pathlib import Path as FilePath
 from typing import cast
 
@@ -69,18 +68,17 @@ class ClientShell:
         self,
         config: Config,
         tun: Tun,
-        queues: Sequence[int],
+        plane: DataPlane,
         network: HostNetwork,
         events: EventLog,
         table: SqliteTable,
         runtime: FilePath,
     ) -> None:
-        """`queues`: the descriptors of the TUN, one a lane. `table` keeps the session over a
-        restart."""
+        """`plane`: launched, with the TUN left unread. `table` keeps the session over a restart."""
         assert config.gateway is not None
         self.config = config
         self._tun = tun
-        self._queues = queues
+        self.plane = plane
         self._network = network
         self._table = table
         self._timestamp_file = runtime / "handshake.json"
@@ -120,22 +118,21 @@ class ClientShell:
             self._sample,
             IDLE_CHECK_MS,
         )
-        self.plane: DataPlane
+        self.slot = SLOT
         self.rates = RateMeter()
         self.samples = PathSamples()
         self._backlog = Backlog()
-        self.paths = ClientPaths(config.gateway, network.fwmark, len(queues), self)
+        self.paths = ClientPaths(config.gateway, network.fwmark, plane.lanes, self)
         self._watcher = LinkWatcher(config.uplinks, {tun.name}, self.paths.uplinks_changed)
         self._changes = Serializer()
 
     async def start(self) -> None:
         """Bring up the data plane, then watch the uplinks; the session follows by itself, or goes
         on."""
-        mtu = self.config.interface.mtu
-        self.plane = await DataPlane.start(self._queues, self._tun.offloads, mtu, self, paused=True)
+        await self.plane.ready(self)
         self.plane.set_routes(SLOT, ANYWHERE)
         if not self._take_up_session():
-            await self._network.configure((), mtu)
+            await self._network.configure((), self.config.interface.mtu)
             await self._network.route("none")
         await self._watcher.start()
         self.paths.start(self._watcher.uplinks())
@@ -148,8 +145,7 @@ class ClientShell:
         self.paths.freeze()
         await self._watcher.close()
         await self._changes.close()
-        if hasattr(self, "plane"):  # the start may have failed before it
-            await self.plane.close()
+        await self.plane.close()
         await self.paths.close()
 
     def _take_up_session(self) -> bool:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jvpnd import status
-from jvpnd.client import ClientShell
 from jvpnd.config import Config, transports
 from jvpnd.control.server import Handler, Refused
 from jvpnd.core.policy import PolicyError
-from jvpnd.gateway import GatewayShell
 from jvpnd.host import now_ms
 from jvpnd.net.tun import Tun
 from jvpnd.observe.log import EventLog, concerns
 from jvpnd.observe.telemetry import Telemetry
 from jvpnd.shell import Core, CoreDriver
+
+if TYPE_CHECKING:  # a daemon loads the shell of its own role only
+    from jvpnd.client import ClientShell
+    from jvpnd.gateway import GatewayShell
 
 Args = Mapping[str, Any]
 MAX_LINES_BEHIND = 65_536  # of a recording, by who follows it

@@ -11,7 +11,6 @@ from jvpnd.configfile import Table
 from jvpnd.core.messages import TRANSPORTS
 from jvpnd.core.policy import shown
 from jvpnd.transport import quic
-from jvpnd.transport.certificate import load_certificate
 from jvpnd.transport.endpoint import Endpoint, Listen
 from jvpnd.transport.proxy import Proxy, from_environment, parse_proxy
 
@@ -106,6 +105,8 @@ def _certificate(table: Table, transport: str) -> bytes | None:
     allowed = "a PEM file, with its private key in it or in certificate_key_file"
     names = [table.text(each, allowed) for each in (key, "certificate_key_file") if each in table]
     files = [table.file.parent / name for name in names]
+    from jvpnd.transport.certificate import load_certificate  # slow to import
+
     try:
         return load_certificate(files[0], files[1] if len(files) > 1 else None)
     except ValueError as error:

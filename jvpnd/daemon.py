@@ -9,18 +9,16 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol, TypeAlias
 
-from jvpnd import commands
-from jvpnd.client import ClientShell
 from jvpnd.config import Config, ConfigError, load
-from jvpnd.control.server import AlreadyRunning, ControlServer
+from jvpnd.control.server import AlreadyRunning, ControlServer, Handler
 from jvpnd.core.noise import public_key
-from jvpnd.dataplane.plane import DataPlaneError
-from jvpnd.gateway import GatewayShell
+from jvpnd.dataplane.plane import DataPlane, DataPlaneError
 from jvpnd.host import wall_ms
-from jvpnd.measures import client_measures, gateway_measures
 from jvpnd.net.errors import MissingFeature
 from jvpnd.net.routes import HostNetwork
 from jvpnd.net.tun import Tun, add_queue, claim, inherited_tun, open_tun, set_persistent
@@ -108,15 +106,13 @@ async def _serve(config: Config, runtime: Path) -> None:
         with _usable(runtime):
             table = SqliteTable(runtime / "sessions.db", _owner(config))
         stack.callback(table.close)
-        shell: ClientShell | GatewayShell
-        if config.role == "client":
-            shell = ClientShell(config, tun, queues, network, events, table, runtime)
-            server.handlers = commands.client_handlers(shell, tun, events, telemetry)
-            measure: Callable[[], Measures] = partial(client_measures, shell)
-        else:
-            shell = GatewayShell(config, tun, queues, network, events, table, runtime)
-            server.handlers = commands.gateway_handlers(shell, tun, events, telemetry)
-            measure = partial(gateway_measures, shell)
+        plane = DataPlane(queues, tun.offloads, config.interface.mtu, paused=True)
+        stack.push_async_callback(plane.close)
+        make = _client if config.role == "client" else _gateway
+        shell, handlers, measure = make(
+            Parts(config, tun, plane, network, events, table, telemetry, runtime)
+        )
+        server.handlers = handlers
         stack.push_async_callback(shell.stop)
         await shell.start()
         telemetry.serve(measure)
@@ -126,6 +122,54 @@ async def _serve(config: Config, runtime: Path) -> None:
         await stopped.wait()
         notify("STOPPING=1")
         _log.info("stopping")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What both roles are made of."""
+
+    config: Config
+    tun: Tun
+    plane: DataPlane
+    network: HostNetwork
+    events: EventLog
+    table: SqliteTable
+    telemetry: Telemetry
+    runtime: Path
+
+
+class Shell(Protocol):
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+
+
+_Made: TypeAlias = tuple[Shell, dict[str, Handler], Callable[[], Measures]]
+
+
+# The role's own code is imported when the workers have been launched, and start meanwhile: after a
+# restart somebody waits.
+
+
+def _client(its: Parts) -> _Made:
+    from jvpnd import commands, measures
+    from jvpnd.client import ClientShell
+
+    shell = ClientShell(
+        its.config, its.tun, its.plane, its.network, its.events, its.table, its.runtime
+    )
+    handlers = commands.client_handlers(shell, its.tun, its.events, its.telemetry)
+    return shell, handlers, partial(measures.client_measures, shell)
+
+
+def _gateway(its: Parts) -> _Made:
+    from jvpnd import commands, measures
+    from jvpnd.gateway import GatewayShell
+
+    shell = GatewayShell(
+        its.config, its.tun, its.plane, its.network, its.events, its.table, its.runtime
+    )
+    handlers = commands.gateway_handlers(shell, its.tun, its.events, its.telemetry)
+    return shell, handlers, partial(measures.gateway_measures, shell)
 
 
 def _open_tun(config: Config, is_left: bool) -> tuple[Tun, list[int], bool]:

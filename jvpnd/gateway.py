@@ -54,16 +54,16 @@ class GatewayShell:
         self,
         config: Config,
         tun: Tun,
-        queues: Sequence[int],
+        plane: DataPlane,
         network: HostNetwork,
         events: EventLog,
         table: SessionTable,
         runtime: Path,
     ) -> None:
-        """`queues`: the descriptors of the TUN, one a lane."""
+        """`plane`: launched, with the TUN left unread."""
         self.config = config
         self._tun = tun
-        self._queues = queues
+        self.plane = plane
         self._network = network
         self._table = table
         self.core = Gateway(
@@ -94,7 +94,6 @@ class GatewayShell:
             self._sample,
             SCAN_MS,
         )
-        self.plane: DataPlane
         self._held_until_ms: float | None = None  # until when the TUN is left unread at most
         self.rates = RateMeter()
         self.store_meter = StoreMeter()
@@ -102,19 +101,20 @@ class GatewayShell:
         self.slots: dict[bytes, int] = {}
         self._free = list(range(SLOTS - 1, -1, -1))
         self._inner: dict[bytes, tuple[str, ...]] = {}
-        self.listeners = Listeners(config.listen, len(queues), config.node, runtime)
+        self.listeners = Listeners(config.listen, plane.lanes, config.node, runtime)
 
     async def start(self) -> None:
         """Bring up the data plane, take up the sessions of before and listen; the interface comes
         last, since after a restart it is there."""
         rows, interface = self._table.rows(), self.config.interface
-        offloads, mtu = self._tun.offloads, interface.mtu
-        self.plane = await DataPlane.start(self._queues, offloads, mtu, self, bool(rows))
+        await self.plane.ready(self)
         self.listeners.start(self.plane)
         if rows:
             self._take_up(rows)
+        else:
+            self.plane.pause(False)
         self.driver.pump()
-        await self._network.configure(interface.address, mtu)
+        await self._network.configure(interface.address, interface.mtu)
         networks = [network for client in self.config.clients for network in client.networks]
         await self._network.route("split", networks)
         self._network.enable_forwarding()
@@ -132,8 +132,7 @@ class GatewayShell:
     async def stop(self) -> None:
         """Close what is ours but the host's network and the TUN. Clients find out and come back."""
         self.driver.stop()
-        if hasattr(self, "plane"):  # the start may have failed before it
-            await self.plane.close()
+        await self.plane.close()
         await self.listeners.stop()
 
     # --- the data plane's observer ---

@@ -25,7 +25,6 @@ from jvpnd.dataplane.messages import remote_of
 from jvpnd.dataplane.plane import DataPlane
 from jvpnd.transport import quic
 from jvpnd.transport.carrier import Messages, Stream, Transport
-from jvpnd.transport.certificate import self_signed
 from jvpnd.transport.dial import ALPN
 from jvpnd.transport.endpoint import Listen
 from jvpnd.transport.group import SocketGroup
@@ -338,6 +337,8 @@ class Listeners:
             return listen.pem
         file = self._runtime / _CERTIFICATE
         if not file.exists():
+            from jvpnd.transport.certificate import self_signed  # slow to import
+
             with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
                 out.write(self_signed(self._node))
         return file.read_bytes()

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jvpnd.client import ClientShell
 from jvpnd.core.path import Path
 from jvpnd.core.states import State
 from jvpnd.dataplane.plane import DataPlane
-from jvpnd.gateway import GatewayShell
 from jvpnd.host import now_ms
 from jvpnd.observe.measures import Measures, PathMeasure, StoreMeasure
 from jvpnd.status import path_state
 from jvpnd.store.meter import BOUNDS_S, StoreMeter
+
+if TYPE_CHECKING:  # a daemon loads the shell of its own role only
+    from jvpnd.client import ClientShell
+    from jvpnd.gateway import GatewayShell
 
 
 def client_measures(shell: ClientShell) -> Measures:

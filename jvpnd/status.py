@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jvpnd.client import SLOT, ClientShell
 from jvpnd.config import Config
 from jvpnd.core.client import ClientAgent
 from jvpnd.core.offloads import why_off
@@ -14,10 +13,13 @@ from jvpnd.core.peer import Peer
 from jvpnd.core.session import Session
 from jvpnd.core.states import State
 from jvpnd.dataplane.plane import DataPlane
-from jvpnd.gateway import GatewayShell
 from jvpnd.host import has_aes, now_ms
 from jvpnd.net.tun import Tun
 from jvpnd.rates import RateMeter
+
+if TYPE_CHECKING:  # a daemon loads the shell of its own role only
+    from jvpnd.client import ClientShell
+    from jvpnd.gateway import GatewayShell
 
 Json = dict[str, Any]
 
@@ -150,10 +152,10 @@ def client_status(shell: ClientShell, tun: Tun) -> Json:
         "session": client_session(agent),
         "resting": agent.is_resting,
         "paths": client_paths(shell),
-        "traffic": _traffic(shell.plane, [SLOT], agent.dropped) | _rates(shell.rates),
+        "traffic": _traffic(shell.plane, [shell.slot], agent.dropped) | _rates(shell.rates),
         "policy_version": agent.policy.version,
         "interface": tun.name,
-        "lanes": _lanes(shell.plane, [SLOT]),
+        "lanes": _lanes(shell.plane, [shell.slot]),
         **_offloads(tun, shell.config),
     }
 

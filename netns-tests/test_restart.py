@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from lab.daemons import Daemon
 from lab.namespace import Namespace
-from lab.stage import Stage, Watch, until
+from lab.stage import Stage, Watch
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 

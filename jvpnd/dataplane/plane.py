@@ -75,16 +75,19 @@ class DataPlane:
         tun_fds: Sequence[int],
         offloads: Offloads,
         mtu: int,
-        observer: PlaneObserver,
         paused: bool = False,
     ) -> None:
-        """Use `start`."""
+        """Launch the workers, with the TUN left unread if `paused`; then wait for `ready`.
+
+        `tun_fds` are the non-blocking queues of a TUN, one a lane, with vnet headers of 10 bytes
+        if offloads.vnet; they are duplicated. `mtu` is the TUN's, in bytes.
+        """
         if not 1 <= len(tun_fds) <= MAX_LANES:
             raise ValueError(f"{len(tun_fds)} lanes: must be 1 to {MAX_LANES}")
         self.lanes = len(tun_fds)
         self._offloads = offloads
         self._mtu = mtu
-        self._observer = observer
+        self._observer: PlaneObserver
         self._loop = asyncio.get_running_loop()
         self._tun_fds = [os.dup(fd) for fd in tun_fds]
         first, self._counters_fd = Counters.create(self.lanes)
@@ -98,42 +101,29 @@ class DataPlane:
         self._all = [(role, lane) for lane in range(self.lanes) for role in ROLES]
         self._workers: dict[_Which, WorkerProcess] = {}
         self._started_at = dict.fromkeys(self._all, 0.0)
-        self._ready: dict[_Which, asyncio.Future[None]] = {}
+        self._ready = {which: self._loop.create_future() for which in self._all}
         self._pulse: Pulse[_Which] = Pulse()
         self._look_timer: asyncio.TimerHandle | None = None
         self._closed = False
         self.restarts = dict.fromkeys(ROLES, 0)
+        for which in self._all:
+            self._launch(which)
 
-    @classmethod
-    async def start(
-        cls,
-        tun_fds: Sequence[int],
-        offloads: Offloads,
-        mtu: int,
-        observer: PlaneObserver,
-        paused: bool = False,
-    ) -> DataPlane:
-        """Start the workers, with the TUN left unread if `paused`, and wait until they run without
-        privileges.
+    async def ready(self, observer: PlaneObserver) -> None:
+        """Wait until the workers run without privileges; `observer` is told everything from now on.
 
-        `tun_fds` are the non-blocking queues of a TUN, one a lane, with vnet headers of 10 bytes
-        if offloads.vnet; they are duplicated. `mtu` is the TUN's, in bytes. Raises DataPlaneError
-        if a worker does not come up.
+        Raises DataPlaneError if one does not come up.
         """
-        plane = cls(tun_fds, offloads, mtu, observer, paused)
-        plane._ready = {which: plane._loop.create_future() for which in plane._all}
-        for which in plane._all:
-            plane._launch(which)
+        self._observer = observer
         try:
-            await asyncio.wait_for(asyncio.gather(*plane._ready.values()), START_TIMEOUT_S)
+            await asyncio.wait_for(asyncio.gather(*self._ready.values()), START_TIMEOUT_S)
         except TimeoutError:
-            await plane.close()
+            await self.close()
             raise DataPlaneError("a data plane worker did not start in time") from None
         except DataPlaneError:
-            await plane.close()
+            await self.close()
             raise
-        plane._look()
-        return plane
+        self._look()
 
     def worker_pids(self) -> dict[str, int]:
         """Process ids of the workers by name."""

@@ -7,7 +7,6 @@ import re
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import SplitResult, unquote_to_bytes, urlsplit
-from urllib.request import getproxies_environment
 
 MAX_HEADER: Final = 8192
 MAX_REASON: Final = 100
@@ -50,6 +49,8 @@ def parse_proxy(url: str) -> Proxy:
 
 def from_environment() -> Proxy | None:
     """What https_proxy says, as other programs understand it. Raises ValueError."""
+    from urllib.request import getproxies_environment  # slow to import, and clients' alone
+
     url = getproxies_environment().get("https")
     return parse_proxy(url if "://" in url else f"http://{url}") if url else None
 
