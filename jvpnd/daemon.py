@@ -108,6 +108,7 @@ async def _serve(config: Config, runtime: Path) -> None:
         stack.callback(table.close)
         plane = DataPlane(queues, tun.offloads, config.interface.mtu, paused=True)
         stack.push_async_callback(plane.close)
+        plane.launch()
         make = _client if config.role == "client" else _gateway
         shell, handlers, measure = make(
             Parts(config, tun, plane, network, events, table, telemetry, runtime)

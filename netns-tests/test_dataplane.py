@@ -28,6 +28,7 @@ from twoplanes import (
     commands_taken,
     end,
     join,
+    launched,
     tunnel,
     until,
 )
@@ -36,7 +37,7 @@ from twoplanes import transfer as blocking_transfer
 from jvpnd.core.offloads import Offloads
 from jvpnd.core.wire import HEADER, MAX_CONTROL_LEN, Suite
 from jvpnd.dataplane.early import MAX_HELD
-from jvpnd.dataplane.plane import DataPlane, DataPlaneError
+from jvpnd.dataplane.plane import DataPlaneError
 
 NO_SUPER = Offloads(vnet=True, tso=False, uso=False, udp_gso=False, udp_gro=False)
 NO_USO = Offloads(vnet=True, tso=True, uso=False, udp_gso=True, udp_gro=False)
@@ -575,7 +576,7 @@ async def test_worker_that_cannot_drop_its_privileges_does_not_start() -> None:
     tun_fd = os.open("/dev/null", os.O_RDWR)
     libc_drop_setpcap()
     with pytest.raises(DataPlaneError, match="ended while it started"):
-        await DataPlane.start([tun_fd], PLAIN, 1400, Observer())
+        await launched([tun_fd], PLAIN, Observer())
 
 
 def libc_drop_setpcap() -> None:

@@ -15,7 +15,7 @@ import select
 import socket
 import struct
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
@@ -147,6 +147,15 @@ class End:
         return self.drops().get(cause, 0)
 
 
+async def launched(
+    tun_fds: Sequence[int], offloads: Offloads, observer: Observer
+) -> DataPlane:
+    plane = DataPlane(tun_fds, offloads, MTU)
+    plane.launch()
+    await plane.ready(observer)
+    return plane
+
+
 @asynccontextmanager
 async def end(
     number: int, offloads: Offloads = FULL, host: str = "127.0.0.1"
@@ -157,7 +166,7 @@ async def end(
     with inside():
         run("sysctl -qw net.ipv6.conf.default.addr_gen_mode=1")  # no chatter of the kernel's own
         tun_fd = open_tun(offloads, (f"{v4}/24", f"{v6}/64"))
-    plane = await DataPlane.start([tun_fd], offloads, MTU, observer)
+    plane = await launched([tun_fd], offloads, observer)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as transport:
         transport.setblocking(False)

@@ -9,9 +9,10 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from jvpnd.core.effects import Effect
 from jvpnd.core.policy import Policy
+from jvpnd.net.changes import Serializer
 from jvpnd.net.errors import MissingFeature
 from jvpnd.observe.log import EventLog
-from jvpnd.shell import CoreDriver, Serializer
+from jvpnd.shell import CoreDriver
 
 
 @pytest.mark.parametrize(

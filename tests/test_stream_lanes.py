@@ -200,7 +200,7 @@ class Told:
 def test_one_worker_reads_a_stream_one_writes_it_and_only_one_has_its_keys() -> None:
     async def body() -> None:
         tuns = [os.memfd_create("tun"), os.memfd_create("tun")]
-        plane = DataPlane(tuns, FULL, 1400, observer=None)  # type: ignore[arg-type]
+        plane = DataPlane(tuns, FULL, 1400)
         told = {(role, lane): Told() for role in ("uplink", "downlink") for lane in range(2)}
         plane._workers.update(told)  # type: ignore[arg-type]
 

@@ -77,7 +77,7 @@ class DataPlane:
         mtu: int,
         paused: bool = False,
     ) -> None:
-        """Launch the workers, with the TUN left unread if `paused`; then wait for `ready`.
+        """`launch` the workers, with the TUN left unread if `paused`; then wait for `ready`.
 
         `tun_fds` are the non-blocking queues of a TUN, one a lane, with vnet headers of 10 bytes
         if offloads.vnet; they are duplicated. `mtu` is the TUN's, in bytes.
@@ -106,6 +106,8 @@ class DataPlane:
         self._look_timer: asyncio.TimerHandle | None = None
         self._closed = False
         self.restarts = dict.fromkeys(ROLES, 0)
+    def launch(self) -> None:
+        """Start the workers."""
         for which in self._all:
             self._launch(which)
 
