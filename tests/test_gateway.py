@@ -309,16 +309,28 @@ def test_a_session_that_is_unknown_is_proven_to_be() -> None:
     assert refusal(answers, request, peer.session.id or b"") == "SESSION_NOT_FOUND"
 
 
-@pytest.mark.parametrize("outcome", [Stored.CONFLICT, Stored.UNAVAILABLE])
-def test_what_the_table_does_not_take_is_not_bound(outcome: Stored) -> None:
+@pytest.mark.parametrize(
+    ("outcome", "reason"),
+    [(Stored.CONFLICT, "OWNERSHIP_CONFLICT"), (Stored.UNAVAILABLE, "STORE_UNAVAILABLE")],
+)
+def test_what_the_table_does_not_take_is_not_bound(outcome: Stored, reason: str) -> None:
     bench = Bench()
     peer = bench.attach()
     bench.outcome = outcome
     request = bench.request(peer, 5)
-    assert refusal(bench.give(AWAY, request), request, peer.session.id or b"") == (
-        "OWNERSHIP_CONFLICT"
-    )
+    assert refusal(bench.give(AWAY, request), request, peer.session.id or b"") == reason
     assert (peer.origin, peer.session.epoch) == (HOME, 1)
+
+
+def test_a_table_out_of_reach_leaves_what_is_bound_alone() -> None:
+    bench = Bench()
+    peer = bench.attach()
+    bench.outcome = Stored.UNAVAILABLE
+    bench.give(AWAY, bench.request(peer, 5, cause=Cause.SWITCH))
+    assert (peer.origin, peer.session.state) == (HOME, State.VOLATILE)
+    bench.outcome = Stored.OK
+    bench.give(AWAY, bench.request(peer, 6, cause=Cause.SWITCH))
+    assert (peer.origin, peer.session.state) == (AWAY, State.ATTACHED)
 
 
 def test_the_switch_rate_holds_at_the_gateway_too() -> None:

@@ -54,6 +54,7 @@ HINT_GAP_MS = 20
 
 # Gateway
 REBINDS_PER_MINUTE = 120  # of a session, those included that its client never confirmed
+STORE_RETRY_MS = 1_000  # of a rekey that the session table refused
 SCAN_MS = 250  # a round of looks at all sessions' health
 SCAN_SLICE = 256  # so many of them at once
 TELL_SLICE = 20  # clients told of a restart at once, and how long until the next are:

@@ -174,18 +174,15 @@ class GatewayState:
     def write_behind(self, now_ms: float, peer: Peer) -> None:
         """Tell the table of a change that bound nothing new."""
 
-        def stored(later_ms: float, outcome: Stored | None) -> None:
+        def stored(_: float, outcome: Stored | None) -> None:
             if outcome not in (Stored.OK, None):
-                self.store_failed(later_ms, peer, outcome)
+                self.store_failed(peer, outcome)
 
         self.swap(now_ms, peer, lambda: peer, stored)
 
-    def store_failed(self, now_ms: float, peer: Peer, outcome: Stored) -> None:
-        self.count(f"session table: {outcome.value}")
-        assert peer.session.id is not None
-        if self.admission.may_tell_refusal(now_ms, peer.session.id):
-            details: dict[str, object] = {"store": outcome.value}
-            self.machine.note(peer.session, "OWNERSHIP", Reason.SEC_OWNERSHIP_ANOMALY, details)
+    def store_failed(self, peer: Peer, outcome: Stored) -> None:
+        details: dict[str, object] = {"store": outcome.value}
+        self.machine.note(peer.session, "OWNERSHIP", Reason.SEC_OWNERSHIP_ANOMALY, details)
 
     def new_index(self) -> int:
         while True:

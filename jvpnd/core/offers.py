@@ -210,7 +210,7 @@ class Offers:
         peer = self._state.sessions.get(offer.session_id)
         if peer is not None:
             if offer.keys.epoch > peer.session.attempt:
-                self.confirm_rekey(now_ms, peer, offer, lambda at_ms: reply(at_ms, peer))
+                self.confirm_rekey(now_ms, peer, offer, lambda at_ms: reply(at_ms, peer), reply)
             return
         offer.confirming = True
         session = Session(
@@ -246,7 +246,7 @@ class Offers:
                 reply(later_ms, born)
             elif outcome is not None:
                 self._state.drop_offer(offer)
-                self._state.store_failed(later_ms, born, outcome)
+                self._state.store_failed(born, outcome)
 
         self._state.swap(now_ms, born, lambda: replace(born, session=first), stored)
 
@@ -268,10 +268,17 @@ class Offers:
         self._state.effects.append(SessionUp(session.id, session.addresses, peer.entry.networks))
         self._state.bind(peer)
 
-    def confirm_rekey(self, now_ms: float, peer: Peer, offer: Offer, then: Then) -> None:
-        """The new root takes effect once the table has it; `then` is called in that case only. What
-        the table refuses may be confirmed again."""
+    def confirm_rekey(
+        self, now_ms: float, peer: Peer, offer: Offer, then: Then, otherwise: Reply | None = None
+    ) -> None:
+        """The new root takes effect once the table has it, and then `then` is called. What the
+        table refuses may be confirmed again, a little later; till then the session goes on under
+        the root before, and `otherwise` is called."""
         if offer.confirming:
+            return
+        if now_ms < offer.not_before_ms:
+            if otherwise is not None:
+                otherwise(now_ms, peer)
             return
         offer.confirming = True
         session = peer.session
@@ -303,7 +310,10 @@ class Offers:
                 self._rekeyed(later_ms, peer, offer)
                 then(later_ms)
             elif outcome is not None:
-                self._state.store_failed(later_ms, peer, outcome)
+                self._state.store_failed(peer, outcome)
+                offer.not_before_ms = later_ms + c.STORE_RETRY_MS
+                if otherwise is not None:
+                    otherwise(later_ms, peer)
 
         self._state.swap(now_ms, peer, renewed, stored)
 

@@ -63,6 +63,7 @@ class Offer:
     timestamp: int
     made_ms: float
     confirming: bool = False
+    not_before_ms: float = 0  # the table refused it: when to try again
 
 
 @dataclass(slots=True)

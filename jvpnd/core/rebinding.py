@@ -223,7 +223,7 @@ class Rebinding:
             if first and (outcome is not Stored.OK or session.state is not State.RECOVERING):
                 self._state.reserved.discard(next_index)
             if outcome not in (Stored.OK, None):
-                self._state.store_failed(later_ms, peer, outcome)
+                self._state.store_failed(peer, outcome)
             if outcome is None or session.state is not State.RECOVERING:
                 return
             session.attempt = request.attempt
@@ -231,11 +231,29 @@ class Rebinding:
             if outcome is Stored.OK:
                 self._reattached(later_ms, peer, bound, request, nonce, details)
             else:
-                assert session.id is not None
-                reason = Reason.OWNERSHIP_CONFLICT
-                self._reject(later_ms, origin, session.id, packet, reason, (peer, request))
+                self._not_stored(later_ms, peer, origin, packet, request, outcome)
 
         self._state.swap(now_ms, peer, future, stored)
+
+    def _not_stored(
+        self,
+        now_ms: float,
+        peer: Peer,
+        origin: Origin,
+        packet: bytes,
+        request: ReattachRequest,
+        outcome: Stored,
+    ) -> None:
+        """Nothing is bound. A table that cannot be reached leaves what is bound alone."""
+        session, unreachable = peer.session, outcome is Stored.UNAVAILABLE
+        assert session.id is not None
+        reason = Reason.STORE_UNAVAILABLE if unreachable else Reason.OWNERSHIP_CONFLICT
+        self._reject(now_ms, origin, session.id, packet, reason, (peer, request))
+        if unreachable:
+            kept = session.lost_since_ms is None
+            event = Event.REATTACH_REFUSED_BOUND if kept else Event.REATTACH_REFUSED_UNBOUND
+            peer.unstable_ms = now_ms
+            self._state.machine.fire(session, event, now_ms)
 
     def _reattached(
         self,

@@ -21,6 +21,7 @@ from jvpnd.core.effects import (
     Effect,
     Emit,
     Expect,
+    Keep,
     Origin,
     PauseTun,
     ReleaseReceive,
@@ -37,6 +38,8 @@ from jvpnd.core.handshake import ClientHandshake, Handshake
 from jvpnd.core.path import PathInfo
 from jvpnd.core.peer import ClientEntry
 from jvpnd.core.policy import Policy
+from jvpnd.core.sessionrow import Row
+from jvpnd.core.states import State
 from jvpnd.core.watch import Traffic
 from jvpnd.core.wire import PacketType
 from jvpnd.recording.recorder import RecordedAgent, RecordedEntropy, RecordedHandshake
@@ -112,6 +115,7 @@ class Table:
     """The session table: versions, and how it is just now."""
 
     versions: dict[bytes, int] = field(default_factory=dict)
+    rows: dict[bytes, Row] = field(default_factory=dict)
     late_ms: Callable[[], int] = lambda: 0  # how long it takes to answer
     answer: Stored | None = None  # what it says instead, in tests of its failure
 
@@ -123,7 +127,14 @@ class Table:
             version = effect.record["state_version"]
             assert isinstance(version, int)
             self.versions[effect.session_id] = version
+            self.rows[effect.session_id] = effect.record
+            if effect.record["state"] == State.TERMINATED:
+                del self.versions[effect.session_id], self.rows[effect.session_id]
         return outcome
+
+    def clear(self) -> None:
+        self.versions.clear()
+        self.rows.clear()
 
 
 def _destination(source: Whereabouts) -> Destination:
@@ -222,7 +233,9 @@ class ClientEnd(_End):
         disk: dict[str, int],
         load: Load,
         tape: Tape | None = None,
+        kept: list[Row] | None = None,
     ) -> None:
+        """`kept`: what it keeps of its session, the newest last; None: nothing."""
         seeded, floor = SeededEntropy(random), disk.get("timestamp", 0)
         core: ClientAgent | RecordedAgent
         if tape is None:
@@ -236,6 +249,7 @@ class ClientEnd(_End):
         self.agent = self.inspected = agent
         self.busy = True
         self._disk = disk
+        self._kept = kept
         self._paths = paths
         self._paused = True
         self._queue: deque[bytes] = deque(maxlen=QUEUE_MAX)
@@ -248,6 +262,8 @@ class ClientEnd(_End):
 
     def start(self, now_ms: int) -> None:
         self.now_ms = self._next_echo_ms = now_ms
+        if self._kept:
+            assert self.agent.restore(now_ms, self._kept[-1])
         for name in self._paths:
             self.add_path(now_ms, name)
 
@@ -325,6 +341,9 @@ class ClientEnd(_End):
         elif isinstance(effect, SaveTimestamp):
             assert effect.value > self._disk.get("timestamp", 0)
             self._disk["timestamp"] = effect.value
+        elif isinstance(effect, Keep):
+            if self._kept is not None:
+                self._kept[:] = [effect.row]
         elif isinstance(effect, Seek):
             self.sought.append((self.now_ms, effect.wanted))
 
@@ -360,6 +379,8 @@ class GatewayEnd(_End):
 
     def start(self, now_ms: int) -> None:
         self.now_ms = self._next_push_ms = now_ms
+        self.history.restored(self.table.rows.values())
+        assert self.gateway.restore(now_ms, list(self.table.rows.values())) == []
 
     def loaded(self, now_ms: int) -> None:
         """The load is another one now."""

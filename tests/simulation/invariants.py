@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from jvpnd.core.client import ClientAgent
@@ -11,6 +11,7 @@ from jvpnd.core.effects import Emit
 from jvpnd.core.gateway import Gateway
 from jvpnd.core.reasons import Reason
 from jvpnd.core.session import MINUTE_MS, Session
+from jvpnd.core.sessionrow import Row
 from jvpnd.core.states import TABLE, State
 
 from .retold import Retold
@@ -134,6 +135,15 @@ class History:
             if session.state is State.RECOVERING and quick_table:
                 recovering_ms = now_ms - session.entered_ms
                 assert recovering_ms <= policy.max_recovery_window_ms + LATE_MS, "recovers too long"
+
+    # --- after a restart ---
+
+    def restored(self, rows: Iterable[Row]) -> None:
+        """What the table held is the truth: what was told of, but not written yet, never was."""
+        for row in rows:
+            version = row["state_version"]
+            assert isinstance(version, int)
+            self._now[bytes.fromhex(str(row["session_id"]))] = str(row["state"]), version
 
     # --- for tests ---
 

@@ -10,6 +10,7 @@ from jvpnd.core.noise import public_key
 from jvpnd.core.peer import ClientEntry
 from jvpnd.core.policy import Policy
 from jvpnd.core.session import Session
+from jvpnd.core.sessionrow import Row
 from jvpnd.core.states import State
 from jvpnd.recording.tape import Tape
 
@@ -36,8 +37,11 @@ class Net:
         gateway_policy: Policy | None = None,
         load: Load | None = None,
         trace_max: int | None = None,
+        keeps: bool = False,
     ) -> None:
-        """`tape` makes one for each boot of the client; `self.tape` is the newest."""
+        """`tape` makes one for each boot of the client; `self.tape` is the newest. `keeps`: what
+        the nodes keep of their sessions survives a crash, as in /run; else it is a reboot."""
+        self.kept: list[Row] | None = [] if keeps else None
         self._new_tape = tape
         self.tape: Tape | None = None
         self.policy = policy or Policy()
@@ -62,7 +66,8 @@ class Net:
         self.world.add_node("client", self._boot_client)
 
     def _boot_client(self, random: Random) -> ClientEnd:
-        self.client_history.rebooted()
+        if not self.kept:
+            self.client_history.rebooted()
         if self._new_tape is not None:
             self.tape = self._new_tape()
         return ClientEnd(
@@ -75,10 +80,12 @@ class Net:
             self.disk,
             self.load,
             self.tape,
+            self.kept,
         )
 
     def _boot_gateway(self, random: Random) -> GatewayEnd:
-        self.table.versions.clear()  # nothing reads it back after a crash
+        if self.kept is None:
+            self.table.clear()
         return GatewayEnd(
             random,
             self.gateway_secret,

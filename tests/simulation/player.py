@@ -55,7 +55,12 @@ class Player:
         self.story = story
         client, gateway = policies(story)
         self.net = Net(
-            story.seed, client, paths=story.names, gateway_policy=gateway, trace_max=TRACE_MAX
+            story.seed,
+            client,
+            paths=story.names,
+            gateway_policy=gateway,
+            trace_max=TRACE_MAX,
+            keeps=story.seed % 2 == 0,  # of the others every crash is a reboot
         )
         self.net.load.up_every_ms = 0
         for history in (self.net.client_history, self.net.gateway_history):
