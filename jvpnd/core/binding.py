@@ -37,6 +37,11 @@ class Binding:
         """Receiver index of the current epoch, 0 if there is none."""
         return self._keys.index if self._keys else 0
 
+    @property
+    def awaits_peer(self) -> bool:
+        """Whether the peer has yet to be heard under the current epoch, which it may not know."""
+        return any(old.until_ms is None for old in self._draining)
+
     def send_under(self, epoch: int, index: int, key: bytes, path_id: str) -> None:
         """Send DATA under this epoch over this path from now on (early data may be first)."""
         if epoch > self._sending_epoch:

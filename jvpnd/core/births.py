@@ -212,6 +212,7 @@ class Births:
             self._state.effects.append(Unexpect(keys.index))
             return
         session.rekeys += 1
+        self._state.rekeying()
         self._install_root(now_ms, session, path, done)
         details: dict[str, object] = {"epoch": session.epoch}
         self._state.machine.note(session, "REKEY", Reason.HANDSHAKE_OK, details)

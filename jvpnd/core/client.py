@@ -360,11 +360,17 @@ class ClientAgent:
 
     def _on_notice(self, now_ms: float, path: Path, packet: bytes) -> bool:
         """The gateway was started again. It has the session, but not the counters of our epoch."""
-        state, session = self._state, self._state.live_session()
-        index = state.binding.index if state.binding is not None else None
-        if session is None or index is None or notice_index(packet) != index:
+        state, session, index = self._state, self._state.live_session(), notice_index(packet)
+        if session is None or state.binding is None or index is None:
             return False
-        body = open_notice(packet, notice_key(session.root, session.epoch))
+        root, epoch, before = session.root, session.epoch, state.unconfirmed()
+        if before is not None and index == before.index:
+            root, epoch = before.proof.root, before.epoch
+        elif index != state.binding.index:
+            return False
+        body = open_notice(packet, notice_key(root, epoch))
+        if body and before is not None and index == before.index:
+            state.fall_back(before.proof)
         if not body:
             return False
         if body[0] == Control.REBIND_HINT:

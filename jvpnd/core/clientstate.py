@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from jvpnd.core import constants as c
 from jvpnd.core.binding import Binding
@@ -13,10 +13,19 @@ from jvpnd.core.entropy import Entropy
 from jvpnd.core.messages import PolicyBounds, Probe
 from jvpnd.core.path import Path
 from jvpnd.core.policy import RANGES, Policy
-from jvpnd.core.reattach import Credentials
+from jvpnd.core.reattach import Credentials, Proof
 from jvpnd.core.session import Machine, Session
 from jvpnd.core.states import State
 from jvpnd.core.watch import BindingWatch
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What held before a rekey. It still does for a gateway that has not confirmed it."""
+
+    proof: Proof
+    index: int
+    epoch: int
 
 
 class ClientState:
@@ -37,6 +46,7 @@ class ClientState:
         self.binding: Binding | None = None
         self.credentials: Credentials | None = None
         self.anchor_ms = 0.0  # when the root's INIT was sent: proof ages count from it
+        self.before: Before | None = None  # the last rekey
         self.watch = BindingWatch(0)
         self.dropped: dict[str, int] = {}
         self._left: dict[str, deque[float]] = {}  # when each path died or was left as a bad one
@@ -48,6 +58,29 @@ class ClientState:
         """The session, if there is one that has not ended."""
         session = self.session
         return None if session is None or session.state is State.TERMINATED else session
+
+    def proof(self) -> Proof:
+        """By what requests of the present session are proven."""
+        assert self.session is not None
+        assert self.credentials is not None
+        return Proof(self.session.root, self.anchor_ms, self.credentials)
+
+    def rekeying(self) -> None:
+        """A new root is about to take the place of the present one."""
+        assert self.session is not None
+        assert self.binding is not None
+        self.before = Before(self.proof(), self.binding.index, self.session.epoch)
+
+    def unconfirmed(self) -> Before | None:
+        """What the gateway may still hold to, since it was not heard under the newest root yet."""
+        unsure = self.binding is not None and self.binding.awaits_peer
+        return self.before if unsure else None
+
+    def fall_back(self, proof: Proof) -> None:
+        """The gateway does not know the newest root: go on with the one before."""
+        assert self.session is not None
+        self.session.root, self.anchor_ms = proof.root, proof.anchor_ms
+        self.credentials = proof.credentials
 
     def renew_policy(self) -> None:
         """Our policy or the gateway's bounds have changed."""

@@ -38,6 +38,16 @@ class Credentials:
 
 
 @dataclass(frozen=True, slots=True)
+class Proof:
+    """By what a request is proven: a root of the session, when the INIT of that root was sent, and
+    the ticket that came with it or later."""
+
+    root: bytes = field(repr=False)
+    anchor_ms: float
+    credentials: Credentials
+
+
+@dataclass(frozen=True, slots=True)
 class Attempt:
     """An outstanding REATTACH_REQUEST. Every request is an attempt of its own."""
 
@@ -49,20 +59,19 @@ class Attempt:
     packet: bytes
     client_nonce: bytes
     send: keys.DirectionKeys = field(repr=False)
-    credentials: Credentials
+    proof: Proof
 
 
 def make_attempt(
     session: Session,
-    credentials: Credentials,
+    proof: Proof,
     path: Path,
     cause: Cause,
     now_ms: float,
     wait_ms: float,
-    anchor_ms: float,
     entropy: Entropy,
 ) -> Attempt:
-    """The next attempt over `path`. `anchor_ms`: when the INIT of the session's root was sent."""
+    """The next attempt over `path`."""
     session.attempt += 1
     nonce = entropy.draw(32)
     index = int.from_bytes(entropy.draw(4), "little")
@@ -71,19 +80,19 @@ def make_attempt(
         nonce,
         session.epoch,
         session.state_version,
-        max(0, int(now_ms - anchor_ms)),
+        max(0, int(now_ms - proof.anchor_ms)),
         index,
         path.info.transport,
         path.number,
         cause,
     )
     packet = encode_request(
-        credentials.ticket,
-        keys.proof_key(session.root),
+        proof.credentials.ticket,
+        keys.proof_key(proof.root),
         entropy.draw(XNONCE_LEN),
         request.encode(),
     )
-    send = keys.client_to_gateway(session.root, session.attempt, nonce)
+    send = keys.client_to_gateway(proof.root, session.attempt, nonce)
     return Attempt(
         session.attempt,
         path.id,
@@ -93,17 +102,16 @@ def make_attempt(
         packet,
         nonce,
         send,
-        credentials,
+        proof,
     )
 
 
-def read_ack(
-    attempt: Attempt, packet: bytes, root: bytes
-) -> tuple[EpochKeys, ReattachAck] | None:
+def read_ack(attempt: Attempt, packet: bytes) -> tuple[EpochKeys, ReattachAck] | None:
     """The new epoch's keys, None if the ACK is forged or of another attempt."""
     response = decode_response(packet)
     if response is None or response.index != attempt.index:
         return None
+    root, credentials = attempt.proof.root, attempt.proof.credentials
     key = keys.ack_key(root, attempt.number, attempt.client_nonce)
     body = unseal(key, response.body, clear_part(packet))
     ack = decode_ack(body) if body is not None else None
@@ -113,7 +121,7 @@ def read_ack(
         root, attempt.number, attempt.client_nonce, ack.gateway_nonce
     )
     epoch = EpochKeys(
-        attempt.number, attempt.index, attempt.credentials.next_index, attempt.send, receive
+        attempt.number, attempt.index, credentials.next_index, attempt.send, receive
     )
     return epoch, ack
 
@@ -126,6 +134,6 @@ def read_reject(attempt: Attempt, packet: bytes) -> str | None:
     tag, code, mac = fields
     if tag != request_tag(attempt.packet):
         return None
-    if not reject_is_proven(tag, code, mac, attempt.credentials.reset_key):
+    if not reject_is_proven(tag, code, mac, attempt.proof.credentials.reset_key):
         return None
     return reason_from_wire(code)

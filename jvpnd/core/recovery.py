@@ -14,7 +14,14 @@ from jvpnd.core.effects import Expect, Send, Unexpect
 from jvpnd.core.messages import Cause
 from jvpnd.core.path import Path
 from jvpnd.core.reasons import Reason
-from jvpnd.core.reattach import Attempt, Credentials, make_attempt, read_ack, read_reject
+from jvpnd.core.reattach import (
+    Attempt,
+    Credentials,
+    Proof,
+    make_attempt,
+    read_ack,
+    read_reject,
+)
 from jvpnd.core.session import Session
 from jvpnd.core.states import Event, State
 
@@ -172,18 +179,16 @@ class Recovery:
 
     def _try(self, now_ms: float, path: Path) -> None:
         state, session = self._state, self._session()
-        assert state.credentials is not None
         self.drop_attempt()
         cause = self._cause if self._attempts_made == 0 else Cause.RETRY
         rounds = self._attempts_made // max(len(state.candidates()), 1)
         attempt = make_attempt(
             session,
-            state.credentials,
+            self._proof(),
             path,
             cause,
             now_ms,
             min(path.rtt.rto_ms * 2 ** min(rounds, 5), c.REATTACH_RTO_MAX_MS),
-            state.anchor_ms,
             state.entropy,
         )
         self._attempt = attempt
@@ -200,12 +205,20 @@ class Recovery:
         elif state.bound is not None and state.bound is not path:
             state.probe(now_ms, state.bound)
 
+    def _proof(self) -> Proof:
+        """That of the newest root; but one that the gateway never confirmed it may not know, if it
+        was started again: then that of the root before, by turns."""
+        before = self._state.unconfirmed()
+        if before is not None and self._attempts_made % 2:
+            return before.proof
+        return self._state.proof()
+
     def _send_early(self, now_ms: float, path: Path, attempt: Attempt) -> None:
         """The old transport is dead: data follows the request at once, if the path seems alive."""
         state = self._state
         assert state.binding is not None
         if path.is_fresh(now_ms, state.policy):
-            index = attempt.credentials.next_index
+            index = attempt.proof.credentials.next_index
             state.binding.send_under(attempt.number, index, attempt.send.data, path.id)
             state.pause(False)
         else:
@@ -256,13 +269,14 @@ class Recovery:
     def on_ack(self, now_ms: float, path: Path, packet: bytes) -> bool:
         """The gateway has bound the attempt. False if the ACK is not of this attempt."""
         state, session, attempt = self._state, self._session(), self._attempt
-        answer = read_ack(attempt, packet, session.root) if attempt is not None else None
+        answer = read_ack(attempt, packet) if attempt is not None else None
         if attempt is None or answer is None or state.binding is None:
             return False
         keys, ack = answer
         self._attempt = self._planned = None
         session.epoch = keys.epoch
-        reset_key = attempt.credentials.reset_key
+        state.fall_back(attempt.proof)
+        reset_key = attempt.proof.credentials.reset_key
         state.credentials = Credentials(ack.ticket, ack.next_index, reset_key)
         path.rtt.sample(now_ms - attempt.sent_ms)
         path.heard(now_ms)

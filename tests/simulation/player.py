@@ -163,7 +163,10 @@ def _never(story: Story) -> set[Reason]:
         return {Reason.SEC_INVALID_TRANSITION}
     if any(fault.words == ("freeze", "gateway") for fault in story.faults):
         # It finds the packets of a minute at once: for it that is a flood.
-        return set(Reason) - {Reason.SEC_ABUSE_CONTROL_PLANE}
+        return set(Reason) - {Reason.SEC_ABUSE_CONTROL_PLANE, Reason.AUTH_FAIL}
+    if any(fault.words == ("crash", "gateway") for fault in story.faults):
+        # It does not know the root of a rekey that it had not confirmed yet.
+        return set(Reason) - {Reason.AUTH_FAIL}
     return set(Reason)
 
 

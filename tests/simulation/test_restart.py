@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from jvpnd.core.policy import Policy
 from jvpnd.core.states import State
 from jvpnd.core.wire import PacketType
 
@@ -137,5 +138,17 @@ def test_a_session_that_a_crash_left_in_the_middle_of_a_move_goes_on() -> None:
     net.run(500)
     net.world.restart("gateway")
     net.run(5_000)
+    assert net.session.id == before
+    assert net.session.state is State.ATTACHED
+
+
+def test_a_root_that_a_gateway_forgot_before_it_confirmed_it_is_not_insisted_on() -> None:
+    net = Net(keeps=True, policy=Policy(rekey_after_ms=10_000))
+    before = net.attach()
+    net.world.run_until(lambda: net.session.rekeys == 1, net.now_ms + 20_000)
+    net.world.crash("gateway")  # its answer had come; the client's confirmation had not
+    net.run(500)
+    net.world.restart("gateway")
+    net.run(3_000)
     assert net.session.id == before
     assert net.session.state is State.ATTACHED
