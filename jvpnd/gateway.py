@@ -44,7 +44,7 @@ from jvpnd.transport.backlog import Backlog
 
 _log = logging.getLogger("jvpnd")
 
-HOLD_MS = 300  # packets wait so long for sessions that a restart has unbound
+HOLD_MS = 500  # packets wait so long for sessions that a restart has unbound
 
 
 class GatewayShell:
@@ -191,8 +191,8 @@ class GatewayShell:
 
     def _read_tun_again(self, now: float) -> None:
         """Once nobody is left to wait for, or has let us wait for too long."""
-        waiting = any(peer.is_restored for peer in self.core.sessions.values())
-        if not waiting or self._held_until_ms is None or now >= self._held_until_ms:
+        patient = self._held_until_ms is not None and now < self._held_until_ms
+        if not (self.core.awaits_clients and patient):
             self._held_until_ms = None
             self.plane.pause(False)
 

@@ -85,14 +85,16 @@ class Births:
             wait_ms = c.BIRTH_BACKOFF_MS * 2 ** min(self._failures - 1, 10)
         self._begin_ms = None if rest else now_ms + min(wait_ms, c.BIRTH_BACKOFF_MAX_MS)
 
-    def follow(self, session: Session) -> None:
+    def follow(self, now_ms: float, session: Session) -> None:
         """This session is from before a restart: go on with it, or let the next one name it."""
         if session.state is State.TERMINATED:
             assert session.id is not None
             self._supersedes = session.id
         else:
             self._begin_ms = None
-            self._rekey_at_ms = self._state.anchor_ms + self._state.policy.rekey_after_ms
+            due_ms = self._state.anchor_ms + self._state.policy.rekey_after_ms
+            # Not before the requests of the restart have come, or are lost.
+            self._rekey_at_ms = max(due_ms, now_ms + c.HANDSHAKE_TIMEOUT_MS)
 
     def rekey_if_due(self, now_ms: float, session: Session, bound: Path) -> None:
         if now_ms >= self._rekey_at_ms and session.id is not None:

@@ -67,6 +67,11 @@ class Gateway:
         return self._state.sessions
 
     @property
+    def awaits_clients(self) -> bool:
+        """Whether sessions that a restart has unbound are about to be bound again."""
+        return bool(self._state.awaited)
+
+    @property
     def policy(self) -> Policy:
         return self._state.policy
 

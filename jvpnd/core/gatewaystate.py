@@ -49,6 +49,7 @@ class GatewayState:
         self.of_client: dict[bytes, Peer] = {}  # by public key
         self.offers: dict[int, Offer] = {}  # by receiver index, the oldest first
         self.by_index: dict[int, Peer | Offer] = {}
+        self.awaited: set[bytes] = set()  # bound until a restart, and expected back at once
         self.reserved: set[int] = set()  # next indexes, announced but not bound
         self.tombstones: OrderedDict[bytes, Reason] = OrderedDict()
         self.swaps: dict[int, Follow] = {}
@@ -137,6 +138,7 @@ class GatewayState:
             SessionDown(session.id),
         ]
         del self.sessions[session.id]
+        self.awaited.discard(session.id)
         if self.of_client.get(peer.entry.public_key) is peer:
             del self.of_client[peer.entry.public_key]
         self.tombstones[session.id] = tell or Reason.OPERATOR_TERMINATION

@@ -73,7 +73,7 @@ class Keeping:
                 self._go_on(now_ms, session, row)
         except MISFITS:
             return None
-        self._births.follow(session)
+        self._births.follow(now_ms, session)
         return paths_made
 
     def _go_on(self, now_ms: float, session: Session, row: Mapping[str, Any]) -> None:

@@ -285,6 +285,7 @@ class Rebinding:
         self._state.machine.fire(session, Event.REATTACH_ACCEPTED, now_ms, details)
         if peer.is_restored:
             peer.is_restored = False
+            self._state.awaited.discard(session.id)
             addresses, networks = session.addresses, peer.entry.networks
             self._state.effects.append(SessionUp(session.id, addresses, networks))
         self._state.bind(peer)

@@ -57,6 +57,8 @@ class Restoring:
         self._offers.remember(peer)
         details: dict[str, object] = {"why": "gateway started again"}
         if session.state in (State.ATTACHED, State.VOLATILE):
+            assert session.id is not None
+            state.awaited.add(session.id)
             state.machine.fire(session, Event.TRANSPORT_DIED, now_ms, details)
             state.write_behind(now_ms, peer)
         else:
