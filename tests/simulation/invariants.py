@@ -62,9 +62,9 @@ class History:
     def check(self, core: ClientAgent | Gateway, now_ms: int) -> None:
         """The true state of every session is what its events say."""
         if isinstance(core, Gateway):
+            self.retold.check_gateway(now_ms, core)
             for peer in core.sessions.values():
                 self._check(peer.session)
-                self.retold.check_peer(peer)
                 assert len(peer.rebound_ms) <= REBINDS_PER_MINUTE
             if len(core.sessions) > 1:
                 clients = [peer.entry.name for peer in core.sessions.values()]

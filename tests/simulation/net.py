@@ -86,6 +86,7 @@ class Net:
     def _boot_gateway(self, random: Random) -> GatewayEnd:
         if self.kept is None:
             self.table.clear()
+            self.gateway_history.retold.rebooted()
         return GatewayEnd(
             random,
             self.gateway_secret,

@@ -73,7 +73,8 @@ class Player:
             self._tell()
             mend(self.net)
             self._end_well()
-        self.net.client_history.retold.check_timeline()
+        self.net.client_history.retold.check_timeline(is_client=True)
+        self.net.gateway_history.retold.check_timeline(is_client=False)
 
     def _tell(self) -> None:
         net, since_ms = self.net, None

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from jvpnd.core.client import ClientAgent
 from jvpnd.core.effects import Emit
-from jvpnd.core.peer import Peer, Stored
+from jvpnd.core.gateway import Gateway
+from jvpnd.core.peer import Stored
 from jvpnd.core.reasons import Reason
 from jvpnd.core.session import Session
 from jvpnd.core.states import State
@@ -53,7 +54,7 @@ class Facts:
 
 @dataclass
 class Seen:
-    """What was true of a client's session: changes in order, each with the time."""
+    """What was true of a session: changes in order, each with the time."""
 
     states: list[Span] = field(default_factory=list)
     paths: list[Span] = field(default_factory=list)
@@ -67,7 +68,8 @@ class Retold:
         self.log = EventLog("node", lambda: self._now_ms, KEPT)
         self._facts: defaultdict[str, Facts] = defaultdict(Facts)
         self._seen: defaultdict[str, Seen] = defaultdict(Seen)
-        self._present: str | None = None
+        self._present: str | None = None  # a client's session
+        self._live: set[str] = set()  # a gateway's
 
     def note(self, now_ms: int, event: Emit) -> None:
         self._now_ms = now_ms
@@ -104,14 +106,20 @@ class Retold:
         _add(self._seen[session_id].paths, now_ms, path)
 
     def rebooted(self) -> None:
-        """Nobody told of the end of the session that there was."""
+        """Nobody told of the end of the sessions that there were."""
         self._present = None
+        self._live = set()
 
-    def check_peer(self, peer: Peer) -> None:
-        assert peer.session.id is not None
-        facts = self._facts[peer.session.id.hex()]
-        self._check(peer.session, facts)
-        assert facts.remote == str(peer.origin), f"told of {facts.remote}, bound to {peer.origin}"
+    def check_gateway(self, now_ms: int, gateway: Gateway) -> None:
+        live = {session_id.hex(): peer for session_id, peer in gateway.sessions.items()}
+        for gone in self._live - live.keys():
+            self._saw(now_ms, gone, State.TERMINATED, "")
+        self._live = set(live)
+        for session_id, peer in live.items():
+            facts = self._facts[session_id]
+            self._check(peer.session, facts)
+            assert facts.remote == str(peer.origin), f"told {facts}, bound to {peer.origin}"
+            self._saw(now_ms, session_id, peer.session.state, "")
 
     @staticmethod
     def _check(session: Session, facts: Facts) -> None:
@@ -121,16 +129,21 @@ class Retold:
 
     # --- at the end ---
 
-    def check_timeline(self) -> None:
-        """What `jvpnctl timeline` draws of a client is what was."""
+    def check_timeline(self, is_client: bool) -> None:
+        """What `jvpnctl timeline` draws is what was. A gateway knows of no path that is dead: what
+        it is bound to stays until the next move."""
         for told in timeline(self.events()).sessions:
             if told.session_id is None:
                 continue
             seen, end_ms = self._seen[told.session_id], self._now_ms + 1
-            assert told.is_complete
+            if not told.is_complete:  # no session of ours: asked for in vain, or not to be stored
+                assert not any(event["to"] for event in told.entries)
+                assert seen == Seen()
+                continue
             assert told.switches == self._facts[told.session_id].switches
             assert _spans(states(told, end_ms), "TERMINATED", end_ms) == _visible(seen.states)
-            assert _spans(bindings(told, end_ms), "", end_ms) == _visible(seen.paths)
+            if is_client:
+                assert _spans(bindings(told, end_ms), "", end_ms) == _visible(seen.paths)
 
 
 def _add(spans: list[Span], now_ms: int, what: str) -> None:

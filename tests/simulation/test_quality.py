@@ -389,7 +389,7 @@ def test_a_gateway_enforces_an_applied_policy_at_once_and_tells_it_with_the_next
         story.net.world.call("client", lambda end, now_ms: end.core.switch(now_ms, None) and None)
         story.net.run(1_000)
     results = story.net.client_history.of("REATTACH_RESULT")
-    assert [str(event.reason) for event in results] == ["RATE_LIMITED"]
+    assert [str(event.reason) for event in results] == ["REATTACH_ACCEPT", "RATE_LIMITED"]
     story.net.run(30_000)
     assert story.net.agent.policy.max_switches_per_minute == 1
 
