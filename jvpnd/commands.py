@@ -7,13 +7,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from jvpnd import status
+from jvpnd import status, top
 from jvpnd.config import Config, transports
 from jvpnd.control.server import Handler, Refused
 from jvpnd.core.policy import PolicyError
 from jvpnd.host import now_ms
 from jvpnd.net.tun import Tun
-from jvpnd.observe.log import EventLog, concerns
+from jvpnd.observe.filter import Filter
+from jvpnd.observe.log import EventLog
 from jvpnd.observe.telemetry import Telemetry
 from jvpnd.shell import Core, CoreDriver
 
@@ -78,6 +79,7 @@ def client_handlers(
         "terminate": _plain(terminate),
         "record": record,
         "samples": _plain(lambda _: shell.samples.as_json()),
+        "top": top.client_top(shell),
         **_common(shell.core, shell.driver, shell.config, events, shell.paths.refresh),
     }
 
@@ -113,6 +115,7 @@ def gateway_handlers(
         "terminate": _plain(terminate),
         "record": _plain(no_recording),
         "samples": _plain(lambda _: {}),
+        "top": top.gateway_top(shell),
         **_common(shell.core, shell.driver, shell.config, events),
     }
 
@@ -144,15 +147,18 @@ def _common(
         return list(events.recent(session_id=_session_of(args, "id")))
 
     async def stream(args: Args) -> AsyncIterator[Any]:
-        session = _session_of(args, "session")
+        try:
+            wanted = Filter.of(args)
+        except ValueError as error:
+            raise Refused("USAGE", str(error)) from None
         limit = args.get("limit")
-        past = list(events.recent(session_id=session))
+        past = [event for event in events.recent() if wanted.passes(event)]
         with events.subscribe() as coming:
             for event in past[-limit:] if isinstance(limit, int) and limit > 0 else past:
                 yield event
             if args.get("follow"):
                 async for event in coming:
-                    if concerns(event, session):
+                    if wanted.passes(event):
                         yield event
 
     return {

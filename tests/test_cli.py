@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
+import fcntl
+import itertools
 import json
 import os
 import re
+import select
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -116,6 +124,33 @@ GATEWAY = {
 }
 
 
+def top_look(status: dict[str, Any], tx_bytes_per_s: int, rows: int) -> dict[str, Any]:
+    """As jvpnd/top.py answers."""
+    rates = {"tx_bytes_per_s": tx_bytes_per_s, "rx_bytes_per_s": 0}
+    rates |= {"tx_packets_per_s": 0, "rx_packets_per_s": 1234}
+    sessions = status.get("sessions") or [status["session"]]
+    return {
+        "role": status["role"],
+        "node": status["node"],
+        "interval_ms": 1000,
+        "rates": rates,
+        "sessions": [{**row, "rates": rates} for row in sessions][:rows],
+        "states": {"ATTACHED": len(sessions)},
+        "paths": status["paths"][:rows],
+        "paths_in_all": len(status["paths"]),
+    }
+
+
+EVENTS = {
+    "types": [],
+    "reasons": [],
+    "session": None,
+    "client": None,
+    "since_ms": None,
+    "limit": None,
+}
+
+
 class Daemon:
     """Answers as a daemon does, and remembers what it was asked to do."""
 
@@ -124,6 +159,7 @@ class Daemon:
         self.log = EventLog("laptop", lambda: 1_700_000_000_123)
         self.handlers: dict[str, Handler] = {
             "events": self._events,
+            "top": self._top,
             "policy": self._order("policy", lambda _: asdict(Policy())),
             "policy_apply": self._order("policy_apply", self._apply),
             "samples": self._order("samples", lambda _: {WIFI: [[1_700_000_000_000, *[0.1] * 5]]}),
@@ -166,6 +202,12 @@ class Daemon:
         if args["id"] not in (SESSION, OTHER):
             raise Refused("SESSION_NOT_FOUND", f"no session {args['id']}")
         return {"terminated": args["id"]}
+
+    async def _top(self, args: Args) -> AsyncIterator[Any]:
+        self.orders.append(("top", dict(args)))
+        for number in itertools.count():
+            yield top_look(self._status, 1000 * number, args["rows"])
+            await asyncio.sleep(0.01)
 
     async def _events(self, args: Args) -> AsyncIterator[Any]:
         self.orders.append(("events", dict(args)))
@@ -343,14 +385,170 @@ def test_events_one_a_line(path: Path, daemon: Daemon) -> None:
     assert len(told) == 3
     assert "ATTACHED -> RECOVERING  TRANSPORT_DEAD  laptop 5f0c1a2b" in told[1]
     assert "why=ENETDOWN: Network is down" in told[1]
-    assert daemon.orders[-1] == ("events", {"follow": False, "session": None, "limit": None})
+    assert daemon.orders[-1] == ("events", {"follow": False, **EVENTS})
 
 
 @pytest.mark.usefixtures("host")
 def test_events_of_a_session_and_only_the_newest(path: Path, daemon: Daemon) -> None:
     (line,) = ctl(path, "events", "--session", "5f0c", "-n", "1").splitlines()
     assert "TRANSPORT_DEAD" in line
-    assert daemon.orders == [("events", {"follow": False, "session": "5f0c", "limit": 1})]
+    assert daemon.orders == [("events", {**EVENTS, "follow": False, "session": "5f0c", "limit": 1})]
+
+
+@pytest.mark.usefixtures("host")
+def test_events_of_a_kind_a_reason_a_client_and_not_too_old(path: Path, daemon: Daemon) -> None:
+    before_ms = time.time_ns() // 1_000_000
+    options = ["--type", "REKEY", "--type", "STATE_CHANGE", "--reason", "TRANSPORT_DEAD"]
+    ctl(path, "events", *options, "--client", "laptop", "--since", "15m", "-n", "9")
+    ((_, asked),) = daemon.orders
+    since_ms = asked.pop("since_ms")
+    assert 0 <= since_ms - (before_ms - 15 * 60_000) < 60_000
+    assert asked == {
+        "follow": False,
+        "types": ["REKEY", "STATE_CHANGE"],
+        "reasons": ["TRANSPORT_DEAD"],
+        "session": None,
+        "client": "laptop",
+        "limit": 9,
+    }
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--type", "WEATHER", "STATE_CHANGE"),
+        ("--reason", "BECAUSE", "TRANSPORT_DEAD"),
+        ("--since", "yesterday", "a whole number and s, m, h or d"),
+        ("--since", "-5m", "a whole number and s, m, h or d"),
+    ],
+)
+def test_a_filter_that_nothing_could_pass_is_refused(
+    tmp_path: Path, option: str, value: str, told: str
+) -> None:
+    done = jvpnctl("--socket", str(tmp_path / "no"), "events", option, value)
+    assert done.returncode == 2
+    assert told in done.stderr
+
+
+# --- top ---
+
+
+@pytest.mark.usefixtures("host")
+def test_top_once_shows_rates_sessions_and_paths_on_a_pipe(path: Path, daemon: Daemon) -> None:
+    told = ctl(path, "top", "--once", "--interval", "0.2")
+    lines = told.splitlines()
+    assert lines[0].startswith("client laptop: 1 ATTACHED   sent 8 kbit/s, received idle, 1,234 p")
+    assert "5f0c1a2b  ATTACHED  8 kbit/s  idle" in told
+    assert WIFI in told
+    assert LTE in told
+    assert daemon.orders == [("top", {"follow": False, "interval_ms": 200, "rows": 20})]
+
+
+def test_top_of_a_gateway_has_a_row_a_client_and_says_how_many_are_left_out(path: Path) -> None:
+    with served(path, Daemon(GATEWAY).handlers):
+        told = ctl(path, "top", "--once", "--rows", "1")
+        both = ctl(path, "top", "--once")
+        rows = json.loads(ctl(path, "top", "--once", "--json"))["sessions"]
+    assert "gateway gw1: 2 ATTACHED" in told
+    assert "and 1 more that are less busy" in told
+    assert "phone" not in told
+    assert "phone?[2J" in both  # a client's name cannot move the cursor
+    assert [row["rates"]["rx_packets_per_s"] for row in rows] == [1234, 1234]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((), "standard output is no terminal: use --once"),
+        (("--json",), "--json goes with --once"),
+        (("--once", "--interval", "0.1"), "0.1 is not in the range"),
+        (("--once", "--rows", "501"), "501 is not in the range"),
+    ],
+)
+def test_top_where_it_cannot_be_is_refused(
+    tmp_path: Path, arguments: tuple[str, ...], told: str
+) -> None:
+    done = jvpnctl("--socket", str(tmp_path / "no"), "top", *arguments)
+    assert done.returncode == 2
+    assert told in done.stderr
+
+
+class Screen:
+    """A command on a pseudo terminal, and what it has written there."""
+
+    def __init__(self, *arguments: str) -> None:
+        self._ours, theirs = os.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 40, 160, 0, 0))
+        env = {**os.environ, "TERM": "xterm"}
+        self.process = subprocess.Popen(arguments, stdout=theirs, stderr=theirs, env=env)
+        os.close(theirs)
+        self._output = b""
+
+    def __enter__(self) -> Screen:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()  # nothing is left of a test that failed
+        self.process.wait()
+
+    def wait_for(self, words: str) -> str:
+        """Until it shows this, from here on."""
+        deadline = time.monotonic() + 20
+        while words.encode() not in self._output:
+            left_s = deadline - time.monotonic()
+            ready, _, _ = select.select([self._ours], [], [], max(0, left_s))
+            assert ready, f"no {words!r} in {self._output[-4000:]!r}"
+            self._output += os.read(self._ours, 65536)
+        before, _, self._output = self._output.partition(words.encode())
+        return before.decode()
+
+    def end(self, number: signal.Signals = signal.SIGINT) -> int:
+        """Its exit status."""
+        self.process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        with contextlib.suppress(OSError):  # EIO: the last writer has closed it
+            while chunk := os.read(self._ours, 65536):
+                self._output += chunk
+        os.close(self._ours)
+        return self.process.wait(20)
+
+
+def test_top_follows_on_a_terminal_and_waits_for_a_daemon_that_is_restarted(path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        with served(path, Daemon(CLIENT).handlers):
+            screen = Screen(*command("--socket", str(path), "top", "--interval", "0.2"))
+            stack.enter_context(screen)
+            screen.wait_for("laptop")
+            screen.wait_for("160 kbit/s")  # the 20th look: it goes on
+        screen.wait_for("waiting for it")
+        with served(path, {}):
+            screen.wait_for("STARTING")
+        with served(path, Daemon(GATEWAY).handlers):
+            screen.wait_for("gw1")
+            assert screen.end() == 0
+
+
+def test_top_without_a_daemon_says_so_and_leaves_the_terminal_alone(path: Path) -> None:
+    with Screen(*command("--socket", str(path), "top")) as screen:
+        told = screen.wait_for("the daemon is not running")
+        assert "\x1b[" not in told
+        assert screen.wait() == 3
+
+
+@pytest.mark.usefixtures("host")
+def test_top_without_rich_says_what_to_install_and_once_works(path: Path) -> None:
+    program = "import sys; sys.modules['rich'] = None\nfrom jvpnd.cli.main import main; main()"
+    bare = (sys.executable, "-c", program, "--socket", str(path), "top")
+    with Screen(*bare) as screen:
+        screen.wait_for("jvpnctl: top needs rich: pip install 'jvpn[top]'")
+        assert screen.wait() == 2
+    done = subprocess.run([*bare, "--once"], capture_output=True, text=True, check=True)
+    assert "client laptop" in done.stdout
+
+
+# --- events ---
 
 
 def test_events_are_followed_until_interrupted(path: Path, daemon: Daemon, host: Served) -> None:

@@ -19,6 +19,7 @@ from jvpnd.dataplane.counters import (
     Counters,
     Drop,
     SlotCounters,
+    octets_and_packets,
     slot_base,
     total_drops,
     total_of,
@@ -226,6 +227,8 @@ def test_counters_of_several_lanes_are_apart_and_add_up() -> None:
     # What came under another index than the newest was of another epoch.
     total = SlotCounters(11, 1100, 60, 22, 2200, 45, 8, 8, 200, 20, 110, 11, 4, 6)
     assert total_of(lanes, SLOTS - 1) == total
+    brief = total.tx_bytes, total.rx_bytes, total.tx_packets, total.rx_packets
+    assert octets_and_packets(lanes, SLOTS - 1) == brief
     assert total_of(lanes, 0) == rows[2]
     assert total_drops(lanes) == {"replayed": 11}
 

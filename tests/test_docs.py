@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+
+import click
+
+from jvpnd.cli.main import main
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,3 +42,25 @@ def test_every_page_is_linked_from_somewhere() -> None:
     for name in pages.keys() - {"README.md"}:
         linked = [other for other, text in pages.items() if other != name and name in text]
         assert linked, f"nobody finds {name}"
+
+
+def test_the_page_of_jvpnctl_has_every_command_with_every_option() -> None:
+    page = (ROOT / "docs" / "cli.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    for words, command in commands(main):
+        told = " ".join(row for row in rows if re.match(rf"\| `{words}\b", row))
+        assert told, f"no row for jvpnctl {words}"
+        assert command.help, f"no help for jvpnctl {words}"
+        for option in command.params:
+            if isinstance(option, click.Option) and option.opts != ["--json"]:
+                known = any(name in told for name in option.opts)
+                assert known, f"jvpnctl {words}: {option.opts} is not on the page"
+
+
+def commands(group: click.Group) -> Iterator[tuple[str, click.Command]]:
+    """All of them, each with its words."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from ((f"{name} {rest}", each) for rest, each in commands(command))
+        else:
+            yield name, command

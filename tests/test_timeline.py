@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import click
+
 from jvpnd.cli import render
 from jvpnd.core.effects import Effect, Emit
 from jvpnd.core.reasons import Reason
@@ -184,3 +186,23 @@ def test_the_text_names_switches_reasons_latencies_and_limits() -> None:
     for words in (FIRST.hex(), "TRANSPORT_DEAD", LTE, "61.5 ms", "1 switch: median 61.5 ms"):
         assert words in text
     assert "limit: max_switches_per_minute (RATE_LIMITED, 1 time)" in text
+
+
+def test_the_events_of_a_session_stand_in_columns() -> None:
+    recorder = death_and_switch()
+    recorder.note("TRANSPORT_SWITCH_DENIED", Reason.RATE_LIMITED, to_path=WIFI)
+    found = timeline(recorder.events())
+    (session,) = found.sessions
+    lines = click.unstyle(render.timeline(found)).splitlines()[1 : 1 + len(session.entries)]
+    told = zip(session.entries, lines, strict=True)
+    whys = [line.index(f"  {event['reason']}  ") for event, line in told]
+    assert len(set(whys)) == 1
+    assert sum(" BIRTH -> ATTACHED " in line for line in lines) == 1
+    assert "STATE_CHANGE" not in "".join(lines)
+
+
+def test_a_session_of_which_only_echoes_are_left_is_told_without_events() -> None:
+    """The ring has forgotten the rest."""
+    recorder = Recorder()
+    recorder.note("REATTACH_ATTEMPT", None, attempt=2, path=LTE)
+    assert "no longer in the log" in render.timeline(timeline(recorder.events()))

@@ -14,15 +14,22 @@ import re
 import stat
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 import click
 
 from jvpnd import __version__
-from jvpnd.cli import render
+from jvpnd.cli import render, top
+from jvpnd.cli.options import (
+    Options,
+    client_option,
+    json_option,
+    session_option,
+    since_option,
+)
 from jvpnd.config import ConfigError, load, load_policy
 from jvpnd.control.client import ControlClient, NotRunning
 from jvpnd.control.protocol import SOCKET_PATH, Refused
@@ -30,29 +37,14 @@ from jvpnd.core.noise import public_key
 from jvpnd.core.policy import Policy
 from jvpnd.core.wire import KEY_LEN
 from jvpnd.observe.chart import path_samples
+from jvpnd.observe.filter import REASONS, TYPES
 from jvpnd.observe.page import page
+from jvpnd.observe.report import report as make_report
 from jvpnd.observe.timeline import timeline as make_timeline
 
 EXIT_REFUSED = 1
 EXIT_USAGE = 2
 EXIT_NOT_RUNNING = 3
-
-
-@dataclass(slots=True)
-class Options:
-    """What was said before the command."""
-
-    socket: Path
-    as_json: bool
-
-    def ask(self, command: str, **args: Any) -> Any:
-        """The daemon's answer to one command."""
-        with ControlClient(self.socket) as client:
-            return client.ask(command, **args)
-
-    def show(self, answer: Any, text: Callable[[Any], str]) -> None:
-        """Print an answer as it came, or as text."""
-        click.echo(json.dumps(answer, indent=2) if self.as_json else text(answer))
 
 
 class Tool(click.Group):
@@ -72,17 +64,6 @@ class Tool(click.Group):
 def _fail(error: Exception, status: int) -> NoReturn:
     click.echo(f"jvpnctl: {error}", err=True)
     sys.exit(status)
-
-
-def _also_json(ctx: click.Context, _: click.Parameter, value: bool) -> None:
-    if value:
-        ctx.ensure_object(Options).as_json = True
-
-
-# `jvpnctl --json status` and `jvpnctl status --json` are the same.
-json_option = click.option(
-    "--json", is_flag=True, expose_value=False, callback=_also_json, help="Print JSON."
-)
 
 
 @click.group(cls=Tool, context_settings={"help_option_names": ["-h", "--help"]})
@@ -132,15 +113,28 @@ def paths(options: Options) -> None:
 
 @main.command()
 @click.option("--follow", "-f", is_flag=True, help="Go on with events as they happen.")
-@click.option("--session", metavar="ID", help="Only those of this session (or how its id begins).")
+@session_option
+@client_option
+@click.option(
+    "--type", "types", metavar="TYPE", type=click.Choice(TYPES),
+    multiple=True, help="Only events of this type; several times: of any of them.",
+)
+@click.option(
+    "--reason", "reasons", metavar="CODE", type=click.Choice(REASONS),
+    multiple=True, help="Only those with this reason code; several times: any of them.",
+)
+@since_option
 @click.option("--limit", "-n", type=click.IntRange(min=1), help="Only the newest of the past.")
 @json_option
 @click.pass_obj
-def events(options: Options, follow: bool, session: str | None, limit: int | None) -> None:
-    """What happened, oldest first, one line each (docs/events.md)."""
+def events(options: Options, /, follow: bool, **wanted: Any) -> None:
+    """What happened, oldest first, one line each (docs/events.md).
+
+    Where several options are given an event has to fit all of them.
+    """
     try:
         with ControlClient(options.socket) as client:
-            for row in client.stream("events", follow=follow, session=session, limit=limit):
+            for row in client.stream("events", follow, **wanted):
                 click.echo(json.dumps(row) if options.as_json else render.event(row))
     except KeyboardInterrupt:  # how one stops following
         pass
@@ -164,6 +158,51 @@ def timeline(options: Options, session: str | None, html: TextIO | None) -> None
         html.write(page(found, samples, node, time.time_ns() // 1_000_000))
         return
     options.show(found.as_json() if options.as_json else found, render.timeline)
+
+
+@main.command()
+@click.argument("session", metavar="[ID]", required=False)
+@client_option
+@since_option
+@json_option
+@click.pass_obj
+def report(
+    options: Options, session: str | None, client: str | None, since_ms: int | None
+) -> None:
+    """How well sessions recovered: how often, why, and how long it took. ID may be how it begins.
+
+    A client knows how long nothing carried its traffic (OUTAGE), a gateway only how long a move
+    took.
+    """
+    found = make_report(options.ask("timeline", id=session), session, client, since_ms or 0)
+    options.show(found.as_json() if options.as_json else found, render.report)
+
+
+@main.command("top")
+@click.option(
+    "--interval", type=click.FloatRange(0.2, 60), default=1.0, show_default=True,
+    help="Seconds between two looks.",
+)
+@click.option("--rows", type=click.IntRange(1, 500), help="At most so many sessions and paths.")
+@click.option("--once", is_flag=True, help="Print one look and end; for a pipe, or a script.")
+@json_option
+@click.pass_obj
+def top_command(options: Options, interval: float, rows: int | None, once: bool) -> None:
+    """Sessions, paths and rates as they are, the busiest first. Ctrl-C ends it.
+
+    Needs a terminal and rich (`pip install 'jvpn[top]'`), but for --once.
+    """
+    interval_ms = round(interval * 1000)
+    if once:
+        options.show(top.once(options.socket, interval_ms, rows), top.render)
+        return
+    if options.as_json:
+        raise click.UsageError("--json goes with --once")
+    if not sys.stdout.isatty():
+        raise click.UsageError("standard output is no terminal: use --once")
+    if find_spec("rich") is None:
+        _fail(ValueError("top needs rich: pip install 'jvpn[top]' (or use --once)"), EXIT_USAGE)
+    top.live(options.socket, interval_ms, rows)
 
 
 @main.group()

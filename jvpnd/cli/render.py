@@ -22,6 +22,8 @@ from jvpnd.cli.text import (
     size,
     table,
 )
+from jvpnd.core.reasons import Reason
+from jvpnd.observe.report import Recoveries, Report, Times
 from jvpnd.observe.timeline import LIMITS, Recovery, SessionTimeline, Timeline
 from jvpnd.observe.verify import Verdict
 from jvpnd.recording.player import Replay
@@ -136,6 +138,52 @@ def audit(found: Verdict) -> str:
     if found.unfinished:
         lines.append(f"  the last line is not complete ({found.unfinished} bytes)")
     return "\n".join(lines)
+
+
+def report(found: Report) -> str:
+    """A line for all recoveries, one for each reason, and what was denied."""
+    if found.since_ms is None or found.until_ms is None:
+        return "no events"
+    span = duration(found.until_ms - found.since_ms)
+    lines = [
+        f"{plural(found.sessions, 'session')}, {moment(found.since_ms)} and {span} on",
+        "",
+    ]
+    if found.all.count:
+        header = ["RECOVERIES", "COUNT", "OK", *_times("RECOVERY"), *_times("OUTAGE"), "FAILED"]
+        rows = [("all", found.all)] if len(found.by_reason) > 1 else []
+        lines.append(
+            table(header, [_report_row(*row) for row in [*rows, *found.by_reason.items()]])
+        )
+    else:
+        lines.append("no recovery")
+    lines += [
+        f"denied: {reason}, {plural(times, 'time')}" for reason, times in found.denied.items()
+    ]
+    return "\n".join(lines)
+
+
+def _times(of: str) -> list[str]:
+    return [f"{of}: MEDIAN", "P95", "WORST"]
+
+
+def _report_row(name: str, found: Recoveries) -> list[object]:
+    ended = {k: n for k, n in found.outcomes.items() if k != Reason.TRANSPORT_SWITCH_OK}
+    failed = ", ".join(f"{times} {reason}" for reason, times in ended.items())
+    return [
+        name,
+        found.count,
+        found.succeeded,
+        *_three(found.recovery_ms),
+        *_three(found.outage_ms),
+        failed or NONE,
+    ]
+
+
+def _three(times: Times | None) -> list[str]:
+    if times is None:
+        return [NONE] * 3
+    return [duration(ms) for ms in (times.median, times.p95, times.worst)]
 
 
 # --- status ---
@@ -279,7 +327,7 @@ def _session_timeline(session: SessionTimeline) -> str:
     parts = [_title(session)]
     if session.session_id is not None and not session.is_complete:
         parts.append("  its beginning is no longer in the log")
-    parts += [f"  {event({**e, 'session_id': None, 'client': None})}" for e in session.entries]
+    parts += _entries(session.entries)
     if session.recoveries:
         header = ["WHEN", "CAUSE", "FROM", "TO", "ATTEMPTS", "OUTCOME", "RECOVERY", "OUTAGE"]
         rows = [_recovery_row(recovery) for recovery in session.recoveries]
@@ -294,6 +342,27 @@ def _session_timeline(session: SessionTimeline) -> str:
         for reason, times in session.limits.items()
     ]
     return "\n".join(parts)
+
+
+def _entries(found: Sequence[Json]) -> list[str]:
+    """One event a line, in columns: when, what, why, and the rest of it."""
+    whats = [_what(row) for row in found]
+    whys = [clean(row["reason"] or "") for row in found]
+    wide = max((len(" -> ".join(words)) for words in whats), default=0)
+    wider = max(map(len, whys), default=0)
+    lines = []
+    for row, words, why in zip(found, whats, whys, strict=True):
+        blanks = " " * (wide - len(" -> ".join(words)))
+        what, rest = " -> ".join(map(paint, words)), details(row["details"])
+        line = f"  {moment(row['ts_ms'])}  {what}{blanks}  {paint(why.ljust(wider))}  {rest}"
+        lines.append(line.rstrip())
+    return lines
+
+
+def _what(row: Json) -> list[str]:
+    """A transition is its two states, anything else its type."""
+    moved = [row["from"], row["to"]] if row.get("to") else [row["event_type"]]
+    return [clean(word) for word in moved]
 
 
 def _title(session: SessionTimeline) -> str:

@@ -24,6 +24,7 @@ _COLOURS: Final = {
     "TRANSPORT_SWITCH_DENIED": "red",
     "EVENTS_DROPPED": "red",
 }
+_AGES_MS: Final = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _UNITS: Final = ("KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -58,6 +59,14 @@ def duration(ms: float | None) -> str:
     if hours < 24:
         return f"{hours}h {minutes % 60}m"
     return f"{hours // 24}d {hours % 24}h"
+
+
+def age_ms(words: str) -> int:
+    """`90s`, `15m`, `2h`, `1d` as ms; ValueError for anything else."""
+    number, unit = words[:-1], words[-1:]
+    if unit not in _AGES_MS or not number.isdecimal() or len(number) > 6:
+        raise ValueError(f"{words!r} is no age: a whole number and s, m, h or d, as in 15m")
+    return int(number) * _AGES_MS[unit]
 
 
 def ago(ms: float | None) -> str:

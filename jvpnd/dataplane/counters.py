@@ -184,6 +184,17 @@ def totals(lanes: Sequence[Counters]) -> dict[str, int]:
     }
 
 
+def octets_and_packets(lanes: Sequence[Counters], slot: int) -> tuple[int, int, int, int]:
+    """Of a slot over all lanes: bytes sent, bytes received, packets sent, packets received."""
+    at, sent, received, packets_sent, packets_received = slot_base(slot), 0, 0, 0, 0
+    for lane in lanes:
+        words = lane.words
+        sent, received = sent + words[at + TX_BYTES], received + words[at + RX_BYTES]
+        packets_sent += words[at + TX_PACKETS]
+        packets_received += words[at + RX_PACKETS]
+    return sent, received, packets_sent, packets_received
+
+
 def total_drops(lanes: Sequence[Counters]) -> dict[str, int]:
     """Packets dropped since the start by cause, in all lanes together; causes seen only."""
     return dict(sum((Counter(lane.drops()) for lane in lanes), Counter()))

@@ -1,0 +1,63 @@
+"""What several commands of jvpnctl have in common: the daemon to ask, JSON or text, and filters."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jvpnd.cli import text
+from jvpnd.control.client import ControlClient
+
+
+@dataclass(slots=True)
+class Options:
+    """What was said before the command."""
+
+    socket: Path
+    as_json: bool
+
+    def ask(self, command: str, **args: Any) -> Any:
+        """The daemon's answer to one command."""
+        with ControlClient(self.socket) as client:
+            return client.ask(command, **args)
+
+    def show(self, answer: Any, text: Callable[[Any], str]) -> None:
+        """Print an answer as it came, or as text."""
+        click.echo(json.dumps(answer, indent=2) if self.as_json else text(answer))
+
+
+def _also_json(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.ensure_object(Options).as_json = True
+
+
+# `jvpnctl --json status` and `jvpnctl status --json` are the same.
+json_option = click.option(
+    "--json", is_flag=True, expose_value=False, callback=_also_json, help="Print JSON."
+)
+
+
+def _ago(_ctx: click.Context, _: click.Parameter, value: str | None) -> int | None:
+    """An age as a time of the wall clock, in ms."""
+    if value is None:
+        return None
+    try:
+        return time.time_ns() // 1_000_000 - text.age_ms(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+session_option = click.option(
+    "--session", metavar="ID", help="Only of this session (or how its id begins)."
+)
+client_option = click.option("--client", metavar="NAME", help="Only of this client.")
+since_option = click.option(
+    "--since", "since_ms", metavar="AGE", callback=_ago,
+    help="Only what is no older: 90s, 15m, 2h, 1d.",
+)
