@@ -242,6 +242,27 @@ def test_a_write_that_fails_half_way_leaves_no_half_line(
     assert (verdict.finding, verdict.lines) == (None, 9)
 
 
+@pytest.mark.parametrize("after", [0, 1, 300, 600])
+@pytest.mark.parametrize("runs", [0, 1])
+def test_a_disk_that_is_full_at_the_start_leaves_a_chain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, runs: int
+) -> None:
+    for _ in range(runs):
+        trail = opened(tmp_path)
+        trail.write(made(make_log(), 3))
+        trail.close()
+    trail, waiting = opened(tmp_path), made(make_log(), 2)
+    with monkeypatch.context() as patched:
+        patched.setattr(audit.os, "write", failing(after, errno.ENOSPC))
+        for _ in range(2):
+            with pytest.raises(OSError, match="No space"):
+                trail.write(waiting)
+    trail.write(waiting)
+    trail.close()
+    assert checked(tmp_path).finding is None
+    assert whats(tmp_path / "audit.jsonl").count("opened") == runs + 1
+
+
 def test_dropped_events_are_a_line_of_the_trail(tmp_path: Path) -> None:
     log, trail = make_log(), opened(tmp_path)
     events = list(made(log, 9))

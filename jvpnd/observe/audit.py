@@ -38,6 +38,7 @@ class AuditFile:
         self._node_id = node_id
         self._clock_ms = clock_ms
         self.head: str | None = None
+        self._is_told = False  # that this run has begun
         self._fd: int | None = None
         self._size = 0  # of whole lines
         self._begun_size = 0  # of the line that begins the file
@@ -147,7 +148,6 @@ class AuditFile:
         return self._fd
 
     def _continue(self, fd: int) -> None:
-        is_start = self.head is None
         end, last, torn = _tail(fd)
         if torn and _is_whole(torn):  # it lacks no more than its newline
             os.write(fd, b"\n")
@@ -155,16 +155,17 @@ class AuditFile:
         os.ftruncate(fd, end)
         self._size = end
         found, is_damaged = _head_of(last)
-        if is_start:
+        if not self._is_told:
             self.head = found if end else self._head_before()
         elif end and found != self.head:  # somebody put another one there
             self._rotate(fd)
             return
         if not end:
             self._begin(fd)
-        if is_start:
+        if not self._is_told:
             text = torn[:_TORN_SHOWN].decode(errors="backslashreplace") if torn else None
             self._tell(fd, OPENED, torn=text, damaged=is_damaged)
+            self._is_told = True
 
     def _begin(self, fd: int) -> None:
         self._tell(fd, BEGUN)
