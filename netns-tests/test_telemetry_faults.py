@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 from lab.collectors import Collector, Journal
 from lab.daemons import Daemon
+from lab.gauge import workers
+from lab.namespace import Namespace
 from lab.stage import Stage, Watch, until
 from lab.story import FULL, fate, forget
 
@@ -142,6 +144,31 @@ def assert_whole(host: Host, dropped: int = 0) -> None:
     assert verdict.dropped == dropped
 
 
+def scraper_in(namespace: Namespace) -> socket.socket:
+    """A connection to the daemon's metrics that takes little at a time."""
+
+    def connect() -> socket.socket:
+        scraper = socket.socket()
+        scraper.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        scraper.settimeout(10)
+        scraper.connect(("127.0.0.1", METRICS_PORT))
+        return scraper
+
+    return namespace.within(connect)
+
+
+def scrape(namespace: Namespace) -> str:
+    with scraper_in(namespace) as scraper:
+        scraper.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        return scraper.makefile("rb").read().decode()
+
+
+def value_of(text: str, series: str) -> float:
+    """0 where there is no such series yet."""
+    rows = [line.rpartition(" ") for line in text.splitlines()]
+    return next((float(value) for name, _, value in rows if name == series), 0.0)
+
+
 def told(found: Told) -> list[str]:
     return [kind for kind, _ in found]
 
@@ -256,41 +283,55 @@ def test_scrapers_that_do_not_ask_and_do_not_read(
     daemon, host = getattr(watch.pair, side), hosts[side]
     namespace = getattr(watch.pair, side).namespace
     of_scrapes = since(lambda: host.journal.of("prometheus"))
-
-    def connect() -> socket.socket:
-        scraper = socket.socket()
-        scraper.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-        scraper.settimeout(10)
-        scraper.connect(("127.0.0.1", METRICS_PORT))
-        return scraper
-
     forget(watch)
     with contextlib.ExitStack() as stack:
         for number in range(12):
-            scraper = stack.enter_context(namespace.within(connect))
+            scraper = stack.enter_context(scraper_in(namespace))
             if number % 2:
                 scraper.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
         until(lambda: telemetry(daemon)["prometheus"]["failed"] >= 6, "the idle ones are given up")
         assert_unnoticed(watch)
         assert told(of_scrapes()) == ["TELEMETRY_DEGRADED"]
 
-    def scrape() -> str:
-        with namespace.within(connect) as scraper:
-            scraper.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
-            return scraper.makefile("rb").read().decode()
-
-    until(lambda: scrape() and len(of_scrapes()) == 2, "scrapes work again", timeout_s=40)
-    text = scrape()
+    until(lambda: scrape(namespace) and len(of_scrapes()) == 2, "scrapes work again", timeout_s=40)
+    text = scrape(namespace)
     assert text.startswith("HTTP/1.1 200 OK\r\n")
     assert 'jvpn_sessions{state="ATTACHED"} 1.0' in text
     assert "jvpn_data_bytes_total" in text
     well = 'jvpn_telemetry_degraded{exporter="prometheus"} 0.0'
-    until(lambda: well in scrape(), "a later look tells so, too")
+    until(lambda: well in scrape(namespace), "a later look tells so, too")
     if side == "client":
         assert 'jvpn_path_state{path="up-' in text
     else:
         assert 'jvpn_store_writes_total{outcome="ok"}' in text
     assert_unnoticed(watch)
+
+
+def test_metrics_count_switches_their_latency_traffic_and_workers_that_die(watch: Watch) -> None:
+    client, gateway = watch.pair.client, watch.pair.gateway
+
+    def seen(daemon: Daemon, series: str) -> float:
+        return value_of(scrape(daemon.namespace), series)
+
+    ordered = 'jvpn_switches_total{cause="RECOVERY_START"}'
+    latency = 'jvpn_recovery_seconds_count{cause="RECOVERY_START"}'
+    died = 'jvpn_worker_restarts_total{worker="downlink"}'
+    sent = 'jvpn_data_bytes_total{direction="sent"}'
+    names, sides = (ordered, sent), (client, gateway)
+    before = {(side, name): seen(side, name) for side in sides for name in names}
+    latencies = seen(client, latency)
+    assert client.ctl("switch", "--best").returncode == 0
+    watch.wait_attached()
+    until(lambda: seen(client, latency) == latencies + 1, "the latency is counted")
+    for side in sides:
+        assert seen(side, ordered) == before[side, ordered] + 1
+        until(lambda: seen(side, sent) > before[side, sent], "traffic is counted")  # noqa: B023
+    for side in sides:
+        watch.begin()
+        (pid,) = [pid for pid, role in workers(side).items() if role == "downlink"]
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: seen(side, died) == 1, "the death is counted")  # noqa: B023
+        watch.assert_flows()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
