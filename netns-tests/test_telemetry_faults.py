@@ -31,7 +31,7 @@ from jvpnd.observe.verify import trail_in, verify
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 SYSLOG_PORT, METRICS_PORT = 6514, 9477
-DISK_MIB = 16
+DISK_MIB = 64
 SIDES = ("client", "gateway")
 Told = list[tuple[str, dict[str, Any]]]
 
@@ -50,7 +50,7 @@ class Host:
 
     def config(self) -> str:
         return (
-            f'[audit]\nfile = "{self.disk}/audit.jsonl"\nmax_bytes = 1048576\nkeep = 10\n'
+            f'[audit]\nfile = "{self.disk}/audit.jsonl"\nmax_bytes = 1048576\nkeep = 40\n'
             f'[export.journald]\nsocket = "{self.folder}/journal"\n'
             f'[export.syslog]\ntransport = "tcp"\naddress = "127.0.0.1"\nport = {SYSLOG_PORT}\n'
             f'[export.prometheus]\nlisten = "127.0.0.1:{METRICS_PORT}"\n'
@@ -280,7 +280,7 @@ def test_a_journal_that_does_not_read(watch: Watch, hosts: dict[str, Host], side
     of_journal = since(lambda: host.journal.of("journald"))
     forget(watch)
     with host.journal.blocked():
-        make_events(daemon, QUEUE // 2)
+        make_events(daemon, 2000)
         until(lambda: trouble(daemon).get("journald"), "the journal is given up")
         assert_unnoticed(watch)
         assert set(trouble(daemon)) == {"journald"}

@@ -167,6 +167,23 @@ def test_a_place_that_hangs_does_not_hang_the_end(
     place.open.set()
 
 
+def test_the_end_waits_for_a_place_that_was_too_slow_but_works(
+    events: Callable[[int], list[Event]],
+) -> None:
+    place, told = Place(), Told()
+    place.open.clear()
+    sink = started(place, told, capacity=1000)
+    sink.offer(events(1)[0])
+    assert place.entered.wait(10)
+    for event in events(1500):
+        sink.offer(event)
+    told.wait(1)
+    place.open.set()
+    sink.stop(10)
+    assert sink.status()["queued"] == 0
+    assert seqs(place)[-1] == 1501
+
+
 def test_the_end_of_a_place_that_refuses_is_not_put_off(
     events: Callable[[int], list[Event]],
 ) -> None:

@@ -19,7 +19,7 @@ from jvpnd.observe.trouble import FIRST_CALM_S, Change, Trouble, words_of
 
 _log = logging.getLogger("jvpnd")
 
-QUEUE: Final = 4096  # events; as many as the log itself remembers
+QUEUE: Final = 16_384  # events; a restart with 10,000 sessions tells so many at once, and more
 BATCH: Final = 256
 FIRST_RETRY_S: Final = 0.25
 MAX_RETRY_S: Final = 5.0
@@ -63,6 +63,7 @@ class Sink:
         self._last_lost: Event = {}
         self._trouble = Trouble(name, tell, calm_s)
         self._retry_s = FIRST_RETRY_S
+        self._is_stuck = False  # the last try failed
         self.dropped = 0
         self.written = 0
 
@@ -121,7 +122,7 @@ class Sink:
             self._changed.wait_for(is_due, wait_s)
             if not self._pending:
                 self._fill()
-            return not self._stopping or bool(self._pending and not self._trouble.why)
+            return not self._stopping or (bool(self._pending) and not self._is_stuck)
 
     def _has_work(self) -> bool:
         return self._stopping or bool(self._queue)
@@ -136,6 +137,7 @@ class Sink:
     def _work(self) -> float | None:
         """Write what is pending; in how many seconds to come again, or None."""
         before = len(self._pending)
+        self._is_stuck = True
         try:
             if before:
                 self._output.write(self._pending)
@@ -144,7 +146,7 @@ class Sink:
             return self._failed(error)
         finally:
             self.written += before - len(self._pending)
-        self._retry_s = FIRST_RETRY_S
+        self._is_stuck, self._retry_s = False, FIRST_RETRY_S
         return self._recover(more_s)
 
     def _failed(self, error: OSError) -> float:
