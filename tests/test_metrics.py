@@ -137,6 +137,11 @@ def test_what_the_shell_knows_is_looked_up(metrics: Metrics) -> None:
     assert value(metrics, "jvpn_telemetry_degraded", exporter="prometheus") == 0
 
 
+def test_what_alerts_watch_is_there_before_the_first_event(metrics: Metrics) -> None:
+    assert value(metrics, "jvpn_switch_denials_total", reason="RATE_LIMITED") == 0
+    assert value(metrics, "jvpn_security_events_total", reason="SEC_REPLAY_ATTEMPT") == 0
+
+
 def test_a_session_that_ends_in_recovery_leaves_nothing_behind(
     log: EventLog, metrics: Metrics
 ) -> None:

@@ -25,9 +25,10 @@ def test_a_write_is_counted_by_how_long_it_took(took_s: float, bucket: int) -> N
 
 def test_conflicts_are_told_from_what_went_well() -> None:
     meter = StoreMeter()
+    assert dict(meter.outcomes) == dict.fromkeys((each.value for each in Stored), 0)
     for outcome in (Stored.OK, Stored.CONFLICT, Stored.OK):
         meter.timed(partial(Stored, outcome))
-    assert meter.outcomes == {Stored.OK.value: 2, Stored.CONFLICT.value: 1}
+    assert meter.outcomes == {"ok": 2, "conflict": 1, "unavailable": 0}
 
 
 def test_what_a_write_raises_is_the_callers() -> None:

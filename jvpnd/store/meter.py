@@ -20,7 +20,7 @@ class StoreMeter:
         self._clock_s = clock_s
         self.counts = [0] * (len(BOUNDS_S) + 1)
         self.sum_s = 0.0
-        self.outcomes: Counter[str] = Counter()
+        self.outcomes = Counter({outcome.value: 0 for outcome in Stored})
 
     def timed(self, write: Callable[[], Stored]) -> Stored:
         """Do a write and count it; what it raises is the caller's."""

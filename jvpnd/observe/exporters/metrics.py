@@ -18,6 +18,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from jvpnd.core.reasons import Reason
 from jvpnd.core.states import State
 from jvpnd.observe.log import Event
 from jvpnd.observe.measures import Measures, PathMeasure, StoreMeasure
@@ -66,6 +67,11 @@ class Metrics:
             registry=registry,
             buckets=LATENCY_S,
         )
+        # A series that begins with its first event has no increase that an alert could see.
+        for reason in (Reason.RATE_LIMITED, Reason.POLICY_DENY):
+            self._denials.labels(reason)
+        for reason in (each for each in Reason if each.startswith("SEC_")):
+            self._security.labels(reason)
         self._causes: dict[str, str] = {}  # of sessions in RECOVERING, by SessionID
         registry.register(_Looked(ask))
 
