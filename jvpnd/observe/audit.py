@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from jvpnd.observe.chain import BEGUN, FILE, GENESIS, OPENED, sealed, unsealed
-from jvpnd.observe.log import Event
+from jvpnd.observe.log import SCHEMA, Event
 
 SYNC_S: Final = 1.0
 _BLOCK: Final = 65536
@@ -97,6 +97,7 @@ class AuditFile:
 
     def _tell(self, fd: int, what: str, **details: object) -> None:
         record: dict[str, Any] = {
+            "schema": SCHEMA,
             "ts_ms": self._clock_ms(),
             "seq": None,
             "node_id": self._node_id,
