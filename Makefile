@@ -4,6 +4,7 @@
 #   make simulate   the simulation's stories (docs/simulation.md); make soak SECONDS=n   others, for n seconds
 #   make measure   how long traffic stops; ARGS="--soak 60" looks for false switches instead
 #   make bench   how fast, beside other VPNs; ARGS="--quick" for a first look, WIREGUARD_GO=a newer one
+#   make scale   ten thousand clients of one gateway
 #   make lossy   what records over many datagrams are worth, and cost where datagrams are lost
 
 PYTHON := $(firstword $(wildcard /usr/bin/python3) python3)

@@ -40,10 +40,11 @@ from jvpnd.rates import RateMeter
 from jvpnd.shell import CoreDriver
 from jvpnd.store.meter import StoreMeter
 from jvpnd.store.table import SessionTable
-from jvpnd.transport.backlog import Backlog
+from jvpnd.transport.backlog import SAMPLE_MS, Backlog
 
 _log = logging.getLogger("jvpnd")
 
+SAMPLE_SLICE = 256  # so many sessions' counters are looked at in one turn
 HOLD_MS = 500  # packets wait so long for sessions that a restart has unbound
 
 
@@ -99,6 +100,8 @@ class GatewayShell:
         self.store_meter = StoreMeter()
         self._backlog = Backlog()
         self.slots: dict[bytes, int] = {}
+        self._unsampled: list[tuple[bytes, int]] = []  # of this round of looks at the counters
+        self._totals_ms = 0.0
         self._free = list(range(SLOTS - 1, -1, -1))
         self._inner: dict[bytes, tuple[str, ...]] = {}
         self.listeners = Listeners(config.listen, plane.lanes, config.node, runtime)
@@ -238,14 +241,17 @@ class GatewayShell:
     def _sample(self, now: float) -> None:
         if self._held_until_ms is not None:
             self._read_tun_again(now)
-        tx_bytes = rx_bytes = 0
-        for session_id, slot in self.slots.items():
-            counters = self.plane.slot_counters(slot)
-            self.core.data_heard(now, session_id, counters.last_rx_ms, counters.last_rx_index)
-            tx_bytes, rx_bytes = tx_bytes + counters.tx_bytes, rx_bytes + counters.rx_bytes
-        self.rates.sample(now, tx_bytes, rx_bytes)
-        if self._backlog.sample(now, tx_bytes):
-            self.listeners.limit_unsent(self._backlog.limit)
+        for _ in range(min(SAMPLE_SLICE, len(self.slots))):
+            if not self._unsampled:
+                self._unsampled = list(self.slots.items())
+            session_id, slot = self._unsampled.pop()
+            self.core.data_heard(now, session_id, *self.plane.last_heard(slot))
+        if now >= self._totals_ms:
+            self._totals_ms = now + SAMPLE_MS
+            totals = self.plane.totals()
+            self.rates.sample(now, totals["tx_bytes"], totals["rx_bytes"])
+            if self._backlog.sample(now, totals["tx_bytes"]):
+                self.listeners.limit_unsent(self._backlog.limit)
 
 
 def _entry(client: Client, own: tuple[str, ...]) -> ClientEntry:

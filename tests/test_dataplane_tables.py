@@ -243,7 +243,7 @@ def test_worker_cannot_shrink_the_counters() -> None:
 
 @pytest.mark.parametrize("slot", [-1, SLOTS])
 def test_slot_out_of_range_is_refused(slot: int) -> None:
-    with pytest.raises(ValueError, match="0 to 4095"):
+    with pytest.raises(ValueError, match="0 to 16383"):
         slot_base(slot)
 
 

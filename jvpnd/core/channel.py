@@ -12,6 +12,8 @@ from jvpnd.core.packets import XNONCE_LEN, encode_notice
 from jvpnd.core.replay import ReplayWindow
 from jvpnd.core.wire import HEADER_LEN, PacketType, SealedHeader, data_nonce
 
+_WINDOW_WORDS = 8  # probes are few, and a gateway has thousands of channels
+
 
 class ControlChannel:
     """ChaCha20-Poly1305 under the epoch's two control keys, with counter and replay window."""
@@ -22,7 +24,7 @@ class ControlChannel:
         self._send_key = send_key
         self._receive_key = receive_key
         self._counter = 0
-        self._window = ReplayWindow()
+        self._window = ReplayWindow(_WINDOW_WORDS)
 
     def seal(self, body: bytes) -> bytes:
         """A whole CONTROL packet."""

@@ -30,12 +30,10 @@ from jvpnd.core.reasons import Reason
 from jvpnd.core.rebinding import Rebinding
 from jvpnd.core.restoring import Restoring
 from jvpnd.core.sessionrow import Row
-from jvpnd.core.states import Event, State
+from jvpnd.core.states import LIVE, Event, State
 from jvpnd.core.wire import PacketType, decode_sealed_header
 
 __all__ = ["Gateway", "Stored"]
-
-LIVE = (State.ATTACHED, State.VOLATILE)
 
 
 class Gateway:

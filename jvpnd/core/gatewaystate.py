@@ -169,7 +169,7 @@ class GatewayState:
         if outcome is Stored.OK:
             peer.stored_version = version
         peer.writes[0][1](now_ms, outcome)
-        peer.writes.popleft()
+        del peer.writes[0]
         if peer.writes:
             self._write_first(now_ms, peer)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -68,7 +67,8 @@ class Offer:
 
 @dataclass(slots=True)
 class Peer:
-    """A session with what the gateway needs to serve it."""
+    """A session with what the gateway needs to serve it. There may be thousands: lists, since an
+    empty deque takes as much as all the rest."""
 
     session: Session
     entry: ClientEntry
@@ -88,12 +88,10 @@ class Peer:
     unstable_ms: float = 0
     hinted_ms: float = float("-inf")
     swapping: bool = False
-    writes: deque[tuple[Future, Follow]] = field(default_factory=deque)
+    writes: list[tuple[Future, Follow]] = field(default_factory=list)
     draining: dict[int, tuple[Channel, float]] = field(default_factory=dict)
-    requests: deque[tuple[bytes, Origin]] = field(
-        default_factory=lambda: deque(maxlen=REMEMBERED_REQUESTS)
-    )
-    rebound_ms: deque[float] = field(default_factory=lambda: deque(maxlen=REBINDS_PER_MINUTE))
+    requests: list[tuple[bytes, Origin]] = field(default_factory=list)  # the newest
+    rebound_ms: list[float] = field(default_factory=list)  # in the last minute
     arrivals: dict[int, ArrivalWindow] = field(default_factory=dict)  # probes, by path number
 
     def answer(self, probe: Probe) -> ProbeReply:
@@ -114,8 +112,13 @@ class Peer:
 
     def may_rebind(self, now_ms: float) -> bool:
         """Whether the gateway bears one more, confirmed by the client or not."""
-        full = len(self.rebound_ms) == REBINDS_PER_MINUTE
-        return not full or now_ms - self.rebound_ms[0] >= MINUTE_MS
+        self.rebound_ms = [at for at in self.rebound_ms if now_ms - at < MINUTE_MS]
+        return len(self.rebound_ms) < REBINDS_PER_MINUTE
+
+    def remember(self, tag: bytes, origin: Origin) -> None:
+        """This request was decided."""
+        self.requests.append((tag, origin))
+        del self.requests[:-REMEMBERED_REQUESTS]
 
     def remembers(self, tag: bytes) -> Origin | None:
         """From where exactly this request came before, if it did."""

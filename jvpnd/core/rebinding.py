@@ -134,7 +134,7 @@ class Rebinding:
         refusal = self._refusal(now_ms, peer, origin, ticket, request)
         if refusal is not None:
             session.attempt = request.attempt
-            peer.requests.append((tag, origin))
+            peer.remember(tag, origin)
             self._reject(now_ms, origin, session.id, packet, refusal, (peer, request))
         return refusal
 
@@ -227,7 +227,7 @@ class Rebinding:
             if outcome is None or session.state is not State.RECOVERING:
                 return
             session.attempt = request.attempt
-            peer.requests.append((request_tag(packet), origin))
+            peer.remember(request_tag(packet), origin)
             if outcome is Stored.OK:
                 self._reattached(later_ms, peer, bound, request, nonce, details)
             else:

@@ -17,7 +17,7 @@ from jvpnd.core.peer import ClientEntry, Peer
 from jvpnd.core.reasons import Reason
 from jvpnd.core.record import client_key, peer_of
 from jvpnd.core.sessionrow import Row
-from jvpnd.core.states import Event, State
+from jvpnd.core.states import LIVE, Event, State
 
 
 class Restoring:
@@ -55,14 +55,9 @@ class Restoring:
             state.end(now_ms, peer, Event.POLICY_TERMINATED, Reason.POLICY_TERMINATION)
             return
         self._offers.remember(peer)
-        details: dict[str, object] = {"why": "gateway started again"}
-        if session.state in (State.ATTACHED, State.VOLATILE):
+        if session.state in LIVE:
             assert session.id is not None
             state.awaited.add(session.id)
-            state.machine.fire(session, Event.TRANSPORT_DIED, now_ms, details)
-            state.write_behind(now_ms, peer)
-        else:
-            state.machine.note(session, "TRANSPORT_LOST", Reason.TRANSPORT_DEAD, details)
         if session.lost_since_ms is None:
             session.lost_since_ms = now_ms
         self._untold.append(peer)
@@ -87,9 +82,19 @@ class Restoring:
         for _ in range(min(c.TELL_SLICE, len(self._untold))):
             peer = self._untold.popleft()
             if peer.is_restored and peer.session.state is not State.TERMINATED:
-                self._state.effects.append(Expect(peer.next_index))
-                self._state.hint(now_ms, peer, peer.origin)
+                self._tell(now_ms, peer)
         self._tell_ms = now_ms + c.TELL_GAP_MS
+
+    def _tell(self, now_ms: float, peer: Peer) -> None:
+        state, session = self._state, peer.session
+        details: dict[str, object] = {"why": "gateway started again"}
+        if session.state in LIVE:
+            state.machine.fire(session, Event.TRANSPORT_DIED, now_ms, details)
+            state.write_behind(now_ms, peer)
+        else:
+            state.machine.note(session, "TRANSPORT_LOST", Reason.TRANSPORT_DEAD, details)
+        state.effects.append(Expect(peer.next_index))
+        state.hint(now_ms, peer, peer.origin)
 
 
 def _age_of(row: Row) -> float:

@@ -52,6 +52,8 @@ class Event(StrEnum):
     PROTOCOL_BROKEN = "fatal protocol error"
 
 
+LIVE = (State.ATTACHED, State.VOLATILE)  # a transport carries the session
+
 _B, _A, _V, _D, _R = (
     State.BIRTH,
     State.ATTACHED,

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-SLOTS: Final = 4096
+SLOTS: Final = 16384
 ROLES: Final = ("uplink", "downlink")
 
 _ROW_WORDS: Final = 32
@@ -170,16 +170,24 @@ def total_of(lanes: Sequence[Counters], slot: int) -> SlotCounters:
     )
 
 
-def totals(lanes: Sequence[Counters]) -> dict[str, int]:
-    """What passed through all slots of all lanes since the start, for every session ever."""
+def last_heard(lanes: Sequence[Counters], slot: int) -> tuple[int, int]:
+    """When a slot was last heard, in ms of CLOCK_BOOTTIME, and under which receiver index."""
+    at = slot_base(slot)
+    rows = [(lane.words[at + LAST_RX_MS], lane.words[at + LAST_RX_INDEX]) for lane in lanes]
+    return max(rows)
+
+
+def totals(lanes: Sequence[Counters], slots: int = SLOTS) -> dict[str, int]:
+    """What passed through the first slots of all lanes since the start, for every session ever."""
     words = {
         "tx_packets": TX_PACKETS,
         "tx_bytes": TX_BYTES,
         "rx_packets": RX_PACKETS,
         "rx_bytes": RX_BYTES,
     }
+    end = _SLOTS_AT + slots * _SLOT_WORDS
     return {
-        name: sum(sum(lane.words[_SLOTS_AT + word : _WORDS : _SLOT_WORDS]) for lane in lanes)
+        name: sum(sum(lane.words[_SLOTS_AT + word : end : _SLOT_WORDS]) for lane in lanes)
         for name, word in words.items()
     }
 

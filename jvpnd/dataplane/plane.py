@@ -19,6 +19,7 @@ from jvpnd.dataplane.counters import (
     ROLES,
     Counters,
     SlotCounters,
+    last_heard,
     octets_and_packets,
     slot_base,
     total_drops,
@@ -67,8 +68,9 @@ class DataPlane:
 
     A lane has a nonce space and replay windows of its own. What is received belongs to the lane
     that the packet names, modulo the lanes here: the two ends may have different numbers of them.
-    Slots are 0 .. 4095, chosen by the caller, one a session. Commands are carried out in order,
-    and none of them waits. A remote is (numeric host, port), or None for a connected socket.
+    Slots are 0 .. SLOTS - 1, chosen by the caller, one a session, low ones first. Commands are
+    carried out in order, and none of them waits. A remote is (numeric host, port), or None for a
+    connected socket.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class DataPlane:
         self._sockets: dict[int, Carrier] = {}
         self._limits: dict[int, int] = {}
         self._routes: dict[int, list[str]] = {}
+        self._slots_used = 0
         self._paused = paused
         self._sent_under: dict[int, bytes] = {}
         self._all = [(role, lane) for lane in range(self.lanes) for role in ROLES]
@@ -256,6 +259,7 @@ class DataPlane:
     def set_routes(self, slot: int, networks: Sequence[str]) -> None:
         """The inner destinations of the slot, in place of those before; none takes all away."""
         self._routes[_checked_slot(slot)] = _checked_networks(networks)
+        self._slots_used = max(self._slots_used, slot + 1)
         self._tell("uplink", "set_routes", slot=slot, networks=self._routes[slot])
         if not networks:
             del self._routes[slot]
@@ -269,6 +273,10 @@ class DataPlane:
         """What went through the slot since the start, whatever session had it."""
         return total_of(self._counters, slot)
 
+    def last_heard(self, slot: int) -> tuple[int, int]:
+        """When the slot was last heard, in ms, and under which index: quickly, of the same."""
+        return last_heard(self._counters, slot)
+
     def slot_totals(self, slot: int) -> tuple[int, int, int, int]:
         """Bytes sent, bytes received, packets sent, packets received: quickly, of the same."""
         return octets_and_packets(self._counters, slot)
@@ -279,7 +287,7 @@ class DataPlane:
 
     def totals(self) -> dict[str, int]:
         """Inner packets and bytes since the start, of every session there was."""
-        return totals(self._counters)
+        return totals(self._counters, self._slots_used)
 
     def drops(self) -> dict[str, int]:
         """Packets dropped since the start, by cause; causes that occurred only."""
