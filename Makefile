@@ -19,7 +19,7 @@ SECONDS := 600
 BENCH_PACKAGES := wireguard-go wireguard-tools openvpn
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: packages bench-packages root venv lint unit simulate soak netns test demo measure bench lossy clean
+.PHONY: packages bench-packages root venv lint unit simulate soak netns test demo measure bench scale lossy clean
 
 define install
 	@missing=""; for p in $(1); do \
@@ -84,6 +84,9 @@ measure: venv root
 
 bench: venv bench-packages root
 	$(AS_ROOT) $(if $(WIREGUARD_GO),WIREGUARD_GO=$(WIREGUARD_GO)) $(BIN)/python netns-tests/benchmark.py $(ARGS)
+
+scale: venv root
+	$(AS_ROOT) $(BIN)/python netns-tests/scale.py $(ARGS)
 
 lossy: venv root
 	$(AS_ROOT) $(BIN)/python netns-tests/lossy.py $(ARGS)

@@ -17,6 +17,7 @@ from jvpnd.core.noise import public_key
 from jvpnd.core.packets import notice_index, open_notice
 from jvpnd.core.peer import ClientEntry, Peer
 from jvpnd.core.policy import Policy
+from jvpnd.core.reasons import Reason
 from jvpnd.core.record import peer_of, row_of
 from jvpnd.core.sessionrow import Row
 from jvpnd.core.states import State
@@ -159,22 +160,26 @@ def test_its_ttls_go_on() -> None:
     assert gateway.sessions == {}
 
 
-def test_thousands_are_told_by_and_by() -> None:
-    bench = Bench()
-    row, entries, rows = kept(bench.attach()), [], []
-    for number in range(100):
+def many(count: int) -> tuple[list[ClientEntry], list[Row]]:
+    """Clients, and a row for each, the oldest first."""
+    row, entries, rows = kept(Bench().attach()), [], []
+    for number in range(count):
         key = number.to_bytes(32, "big")
         entries.append(ClientEntry(str(number), key, ("10.77.0.2/24",)))
-        rows.append(
-            row
-            | {
-                "session_id": key[:0].hex() + f"{number:032x}",
-                "client": str(number),
-                "client_key": key.hex(),
-                "index": 2 * number + 1_000,
-                "next_index": 2 * number + 1_001,
-            }
-        )
+        mine = {
+            "session_id": f"{number:032x}",
+            "client": str(number),
+            "client_key": key.hex(),
+            "created_ms": 1_000.0 + number / 100,
+            "index": 2 * number + 1_000,
+            "next_index": 2 * number + 1_001,
+        }
+        rows.append(row | mine)
+    return entries, rows
+
+
+def test_thousands_are_told_by_and_by() -> None:
+    entries, rows = many(100)
     gateway, _, effects = started(rows, *entries)
     told = [len(notices(effects))]
     now_ms = 2_000.0
@@ -184,6 +189,26 @@ def test_thousands_are_told_by_and_by() -> None:
         told.append(len(notices(settled(gateway, now_ms))))
     assert max(told) == c.TELL_SLICE
     assert now_ms - 2_000 <= 100 / c.TELL_SLICE * c.TELL_GAP_MS
+
+
+def test_thousands_that_expire_at_once_end_the_oldest_first_and_some_at_a_time() -> None:
+    entries, rows = many(600)
+    gateway, _, _ = started(rows, *entries)
+    for at_ms in (2_300, 2_600):  # a whole round of looks
+        gateway.timer(at_ms)
+        settled(gateway, at_ms)
+    now_ms = 1_000.0 + Policy().session_ttl_ms + 100
+    ended: list[list[Emit]] = []
+    while gateway.sessions:
+        gateway.timer(now_ms)
+        effects = settled(gateway, now_ms)
+        found = [e for e in effects if isinstance(e, Emit)]
+        ended.append([e for e in found if e.event_type == "SESSION_TERMINATED"])
+        now_ms = gateway.next_timer_ms(now_ms)
+    assert max(map(len, ended)) <= c.SCAN_ENDS + c.TELL_SLICE
+    order = [e.client for turn in ended for e in turn]
+    assert order == [entry.name for entry in entries]
+    assert {e.reason for turn in ended for e in turn} == {Reason.TTL_SESSION_EXPIRED}
 
 
 def changed(row: Mapping[str, object], key: str, value: object) -> Row:

@@ -164,14 +164,18 @@ class Gateway:
     def _scan(self, now_ms: float) -> None:
         """Look at the sessions' health, at some of them each time: however many there are, nobody
         has to wait for it."""
+        state = self._state
         if not self._unseen:
             self._offers.forget_old(now_ms)
-            self._unseen = list(self._state.sessions.values())
+            self._unseen = list(reversed(state.sessions.values()))  # the oldest last
+        live = len(state.sessions)
         for _ in range(min(c.SCAN_SLICE, len(self._unseen))):
             peer = self._unseen.pop()
             if peer.session.state is not State.TERMINATED:
                 self._judge(now_ms, peer)
-        slices = max(1, -(-len(self._state.sessions) // c.SCAN_SLICE))
+            if live - len(state.sessions) == c.SCAN_ENDS:  # more work than a look
+                break
+        slices = max(1, -(-live // c.SCAN_SLICE))
         self._scan_ms = now_ms + c.SCAN_MS / slices
 
     # --- control packets ---
