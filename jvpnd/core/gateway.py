@@ -18,6 +18,7 @@ from jvpnd.core.effects import (
 )
 from jvpnd.core.entropy import Entropy
 from jvpnd.core.gatewaystate import GatewayState
+from jvpnd.core.limits import DEFAULT_LIMITS, Limits
 from jvpnd.core.messages import (
     Control,
     decode_probe,
@@ -48,9 +49,10 @@ class Gateway:
         entropy: Entropy,
         has_aes: bool = False,
         endpoints: Iterable[Endpoint] = (),
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         """`endpoints`: where clients can reach it, as they are told."""
-        self._state = GatewayState(node, secret, policy, entropy)
+        self._state = GatewayState(node, secret, policy, entropy, limits)
         self._offers = Offers(self._state, clients, has_aes, tuple(endpoints))
         self._rebinding = Rebinding(self._state, self._offers)
         self._restoring = Restoring(self._state, self._offers)

@@ -22,6 +22,7 @@ from jvpnd.core.effects import (
     Unexpect,
 )
 from jvpnd.core.entropy import Entropy
+from jvpnd.core.limits import Limits
 from jvpnd.core.messages import (
     Control,
     reason_to_wire,
@@ -37,11 +38,19 @@ from jvpnd.core.states import Event
 class GatewayState:
     """Every session of one node, and what holds for all of them."""
 
-    def __init__(self, node: str, secret: bytes, policy: Policy, entropy: Entropy) -> None:
+    def __init__(
+        self,
+        node: str,
+        secret: bytes,
+        policy: Policy,
+        entropy: Entropy,
+        limits: Limits,
+    ) -> None:
         self.node = node
         self.secret = secret
         self.policy = policy
         self.entropy = entropy
+        self.limits = limits
         self.admission = Admission(entropy.draw(32))
         self.effects: list[Effect] = []
         self.machine = Machine(self.effects)

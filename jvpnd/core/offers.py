@@ -60,6 +60,7 @@ class Offers:
         self._handshake = GatewayHandshake(state.secret, state.entropy)
         self._ticket_key = keys.ticket_key(state.secret)
         self._newest: dict[bytes, tuple[int, Origin]] = {}  # INIT of each client: timestamp, source
+        self._births = 0  # sessions that the table is being told of
 
     def on_init(self, now_ms: float, origin: Origin, packet: bytes) -> None:
         init = self._handshake.decode(packet)
@@ -120,10 +121,15 @@ class Offers:
         ):
             self._state.count("rekey of an unknown session")
             return
+        if not self._has_place_for(now_ms, origin, entry):
+            return
         try:
             secret, ciphertext = self._state.entropy.encapsulate(payload.kem_public)
         except ValueError:
             self._state.count("bad INIT")
+            return
+        self._limit(entry)
+        if not self._has_place_for_offer(now_ms, origin):
             return
         session_id = rekeyed.session.id if rekeyed else self._state.entropy.draw(16)
         assert session_id is not None
@@ -159,7 +165,6 @@ class Offers:
             payload.timestamp,
             now_ms,
         )
-        self._limit(entry)
         self._state.add_offer(offer)
         self._state.effects += [Expect(index), Send(origin, packet)]
 
@@ -190,6 +195,29 @@ class Offers:
         for offer in mine[: max(0, len(mine) - c.MAX_PENDING_INITS + 1)]:
             self._state.drop_offer(offer)
 
+    def _has_place_for(self, now_ms: float, origin: Origin, entry: ClientEntry) -> bool:
+        """Whether this client may have a session: it takes the place of one that it has."""
+        if entry.public_key in self._state.of_client:
+            return True
+        if len(self._state.sessions) + self._births < self._state.limits.sessions:
+            return True
+        self._state.abuse(now_ms, Reason.SEC_ABUSE_CONTROL_PLANE, origin, "too many sessions")
+        return False
+
+    def _has_place_for_offer(self, now_ms: float, origin: Origin) -> bool:
+        """Whether there may be one more; it may cost the oldest birth its place, but no rekey: that
+        client has perhaps the answer, and could not prove itself without it."""
+        state = self._state
+        if len(state.offers) < state.limits.half_open:
+            return True
+        what = "too many half-open handshakes"
+        state.abuse(now_ms, Reason.SEC_ABUSE_CONTROL_PLANE, origin, what)
+        for offer in state.offers.values():
+            if not offer.confirming and offer.session_id not in state.sessions:
+                state.drop_offer(offer)
+                return True
+        return False
+
     def forget_old(self, now_ms: float) -> None:
         """Births that nobody confirmed, and rekeys that the session has gone past.
 
@@ -212,7 +240,11 @@ class Offers:
             if offer.keys.epoch > peer.session.attempt:
                 self.confirm_rekey(now_ms, peer, offer, lambda at_ms: reply(at_ms, peer), reply)
             return
+        if not self._has_place_for(now_ms, offer.origin, offer.entry):
+            self._state.drop_offer(offer)
+            return
         offer.confirming = True
+        self._births += 1
         session = Session(
             offer.session_id,
             offer.entry.name,
@@ -240,6 +272,7 @@ class Offers:
         first = replace(session, state=State.ATTACHED, state_version=1)
 
         def stored(later_ms: float, outcome: Stored | None) -> None:
+            self._births -= 1
             if outcome is Stored.OK:
                 self._state.forget_offer(offer)
                 self._born(later_ms, born, offer)
