@@ -24,7 +24,7 @@ from jvpnd.dataplane.counters import (
     total_drops,
     total_of,
 )
-from jvpnd.dataplane.early import MAX_HELD, MAX_HELD_BYTES, EarlyData, Held
+from jvpnd.dataplane.early import MAX_EXPECTED, MAX_HELD, MAX_HELD_BYTES, EarlyData, Held
 from jvpnd.dataplane.inner import checksum, complete_checksum, parse, source_of
 from jvpnd.dataplane.messages import (
     MAX_REPORT,
@@ -266,6 +266,17 @@ def test_only_announced_indexes_are_held() -> None:
     assert data.offer(held(1)) is None
     assert data.take(1) == [held(1)]
     assert data.offer(held(1)) == Drop.UNKNOWN_INDEX
+
+
+def test_announced_indexes_are_bounded() -> None:
+    data, _ = early()
+    for index in range(MAX_EXPECTED + 1):
+        data.expect(index)
+    assert data.expects(MAX_EXPECTED - 1)
+    assert not data.expects(MAX_EXPECTED)
+    data.unexpect(0)
+    data.expect(MAX_EXPECTED)
+    assert data.expects(MAX_EXPECTED)
 
 
 def test_early_data_is_bounded_in_number_and_bytes_newest_first_out() -> None:

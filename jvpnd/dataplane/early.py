@@ -11,7 +11,7 @@ from jvpnd.dataplane.messages import Remote
 
 MAX_HELD: Final = 128
 MAX_HELD_BYTES: Final = 256 * 1024
-MAX_EXPECTED: Final = 4096
+MAX_EXPECTED: Final = 32_768  # one for each session and each half-open handshake that may be
 HOLD_MS: Final = 1000
 
 
