@@ -71,7 +71,11 @@ def client_handlers(
 
     return {
         "status": _plain(
-            lambda _: {**status.client_status(shell, tun), "telemetry": telemetry.status()}
+            lambda _: {
+                **status.client_status(shell, tun),
+                "events": events.status(),
+                "telemetry": telemetry.status(),
+            }
         ),
         "sessions": _plain(sessions),
         "paths": _plain(lambda _: status.client_paths(shell)),
@@ -107,7 +111,11 @@ def gateway_handlers(
 
     return {
         "status": _plain(
-            lambda _: {**status.gateway_status(shell, tun), "telemetry": telemetry.status()}
+            lambda _: {
+                **status.gateway_status(shell, tun),
+                "events": events.status(),
+                "telemetry": telemetry.status(),
+            }
         ),
         "sessions": _plain(lambda _: status.gateway_sessions(shell)),
         "paths": _plain(no_paths),

@@ -22,6 +22,7 @@ from jvpnd.configendpoint import (
     shown_endpoint,
 )
 from jvpnd.configfile import ConfigError, Table, read
+from jvpnd.configlimits import LimitSettings, limits_of
 from jvpnd.configtelemetry import TelemetrySettings, telemetry_of
 from jvpnd.core.messages import MAX_ADDRESSES
 from jvpnd.core.offloads import FEATURES, with_implied
@@ -52,7 +53,7 @@ MAX_CLIENTS = 4096
 
 _COMMON_KEYS = (
     *("role", "node", "lanes", "interface", "identity", "policy", "debug"),
-    *("audit", "export"),
+    *("limits", "audit", "export"),
 )
 _ROLE_KEYS = {
     "client": ("gateway", "uplinks", "routes"),
@@ -127,6 +128,7 @@ class Config:
     clients: tuple[Client, ...] = ()
     disabled: frozenset[str] = frozenset()
     lanes: int = 1
+    limits: LimitSettings = field(default_factory=LimitSettings)
     telemetry: TelemetrySettings = field(default_factory=TelemetrySettings)
 
 
@@ -144,6 +146,7 @@ def load(file: Path) -> Config:
         config,
         disabled=_disabled(top.table("debug", ("disable",))),
         lanes=top.number("lanes", 1, MAX_LANES, default_lanes()),
+        limits=limits_of(top, role),
         telemetry=telemetry_of(top),
     )
 

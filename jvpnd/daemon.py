@@ -81,7 +81,7 @@ def _require_root() -> None:
 
 async def _serve(config: Config, runtime: Path) -> None:
     """Everything that is entered here is left in reverse order, whatever happens."""
-    events = EventLog(config.node, wall_ms)
+    events = EventLog(config.node, wall_ms, config.limits.events)
     async with contextlib.AsyncExitStack() as stack:
         stopped = _stop_signal()
         socket_file = runtime / "control.sock"

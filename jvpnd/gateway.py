@@ -75,6 +75,7 @@ class GatewayShell:
             SystemEntropy(),
             has_aes(config.disabled),
             [Endpoint(each.transport, each.advertise, each.port) for each in config.listen],
+            config.limits.core,
         )
         self.driver = CoreDriver(
             self.core,
@@ -104,7 +105,9 @@ class GatewayShell:
         self._totals_ms = 0.0
         self._free = list(range(SLOTS - 1, -1, -1))
         self._inner: dict[bytes, tuple[str, ...]] = {}
-        self.listeners = Listeners(config.listen, plane.lanes, config.node, runtime)
+        self.listeners = Listeners(
+            config.listen, plane.lanes, config.node, runtime, config.limits.connections
+        )
 
     async def start(self) -> None:
         """Bring up the data plane, take up the sessions of before and listen; the interface comes

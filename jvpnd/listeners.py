@@ -28,6 +28,7 @@ from jvpnd.transport.carrier import Messages, Stream, Transport
 from jvpnd.transport.dial import ALPN
 from jvpnd.transport.endpoint import Listen
 from jvpnd.transport.group import SocketGroup
+from jvpnd.transport.limits import DEFAULT_LIMITS, ConnectionLimits
 from jvpnd.transport.tcp import open_listener, tune
 from jvpnd.transport.tls import TlsRelay
 from jvpnd.transport.udp import ListenError
@@ -35,16 +36,13 @@ from jvpnd.transport.udp import open_listener as open_udp
 
 _log = logging.getLogger("jvpnd")
 
-MAX_CONNECTIONS: Final = 4096
-MAX_STRANGERS: Final = 256
-MAX_OF_SOURCE: Final = 32  # strangers
 STRANGER_S: Final = 10.0
 SILENT_S: Final = 600.0  # of a connection that a session has used: metered ones are probed seldom
 ACCEPTS_A_TURN: Final = 16
 SWEEP_S: Final = 1.0
 
 FIRST_CONNECTION: Final = 1 << 16  # below are the numbers of [[listen]]
-_DESCRIPTORS: Final = 8 * MAX_CONNECTIONS
+_DESCRIPTORS: Final = 8  # of a connection, at most
 _CERTIFICATE: Final = "tls.pem"
 
 
@@ -63,12 +61,18 @@ class Listeners:
     """Everything that a gateway listens on, and what has connected."""
 
     def __init__(
-        self, listen: Sequence[Listen], lanes: int, node: str, runtime: Path
+        self,
+        listen: Sequence[Listen],
+        lanes: int,
+        node: str,
+        runtime: Path,
+        limits: ConnectionLimits = DEFAULT_LIMITS,
     ) -> None:
         """Opens all sockets. Raises ListenError: which of `listen`, and why."""
         self._listen = dict(enumerate(listen, start=1))
         self._node = node
         self._runtime = runtime
+        self._limits = limits
         self._loop = asyncio.get_running_loop()
         self._udp: dict[int, SocketGroup] = {}
         self._sockets: dict[int, socket.socket] = {}
@@ -83,7 +87,7 @@ class Listeners:
         self._sweeper: asyncio.TimerHandle | None = None
         self.dropped: Counter[str] = Counter()
         if any(each.transport != "udp" for each in listen):
-            _make_room()
+            _make_room(limits.connections)
         try:
             for number, each in self._listen.items():
                 self._open(number, each, lanes)
@@ -272,13 +276,13 @@ class Listeners:
 
     def _admits(self, remote: tuple[str, int]) -> bool:
         """Whether one more may come from there; it may cost the oldest stranger its place."""
-        if len(self._connections) >= MAX_CONNECTIONS:
+        if len(self._connections) >= self._limits.connections:
             self.dropped["too many connections"] += 1
             return False
-        if self._of_source[source_key(remote[0])] >= MAX_OF_SOURCE:
+        if self._of_source[source_key(remote[0])] >= self._limits.strangers_of_source:
             self.dropped["too many connections of one source"] += 1
             return False
-        if len(self._strangers) >= MAX_STRANGERS:
+        if len(self._strangers) >= self._limits.strangers:
             self._close(next(iter(self._strangers)), "too many connections without a session")
         return True
 
@@ -348,7 +352,8 @@ def _shown(listen: Listen) -> str:
     return f"{listen.transport}/{host_port(listen.address, listen.port)}"
 
 
-def _make_room() -> None:
+def _make_room(connections: int) -> None:
     """A connection takes several descriptors, also of the workers, which are to inherit this."""
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(_DESCRIPTORS, hard), hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max(soft, min(_DESCRIPTORS * connections, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

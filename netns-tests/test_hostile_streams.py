@@ -26,7 +26,8 @@ from lab.traffic import Traffic
 from jvpnd.core.wire import MAX_CONTROL_LEN
 from jvpnd.dataplane.stream import MAX_PACKET
 from jvpnd.keyfile import parse_key
-from jvpnd.listeners import MAX_OF_SOURCE, MAX_STRANGERS, STRANGER_S
+from jvpnd.listeners import STRANGER_S
+from jvpnd.transport.limits import DEFAULT_LIMITS
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -197,9 +198,9 @@ def test_one_source_has_few_strangers_and_keeps_nobody_out(siege: Siege) -> None
     cause = "too many connections of one source"
     for target in (TCP, TLS):
         least = siege.dropped(cause) + 20
-        with connections(siege, MAX_OF_SOURCE + 20, target):
+        with connections(siege, DEFAULT_LIMITS.strangers_of_source + 20, target):
             until(lambda least=least: siege.dropped(cause) == least, "the others are refused")
-            assert siege.strangers() == MAX_OF_SOURCE
+            assert siege.strangers() == DEFAULT_LIMITS.strangers_of_source
             siege.assert_undisturbed()
         until(lambda: siege.strangers() == 0, "those who left are forgotten")
 
@@ -207,9 +208,9 @@ def test_one_source_has_few_strangers_and_keeps_nobody_out(siege: Siege) -> None
 def test_of_many_sources_the_oldest_strangers_make_room(siege: Siege) -> None:
     more, cause = 50, "too many connections without a session"
     before = siege.dropped(cause)
-    with connections(siege, MAX_STRANGERS + more, TCP, STRANGERS) as made:
+    with connections(siege, DEFAULT_LIMITS.strangers + more, TCP, STRANGERS) as made:
         until(lambda: siege.dropped(cause) == before + more, "the oldest are closed")
-        assert siege.strangers() == MAX_STRANGERS
+        assert siege.strangers() == DEFAULT_LIMITS.strangers
         assert all(is_closed(sock) for sock in made[:more])
         siege.assert_undisturbed()
         client = siege.watch.pair.client

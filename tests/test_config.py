@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jvpnd import config
 from jvpnd.config import (
     Client,
     Config,
@@ -721,6 +722,16 @@ def test_a_file_without_an_end_is_not_read_to_it(tmp_path: Path) -> None:
     os.truncate(file, MAX_FILE_BYTES + 1)  # sparse
     with pytest.raises(ConfigError, match="is too large"):
         load(file)
+
+
+def test_more_clients_than_there_may_be_are_refused(
+    loaded: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "MAX_CLIENTS", 2)
+    assert len(loaded(GATEWAY).clients) == 2
+    monkeypatch.setattr(config, "MAX_CLIENTS", 1)
+    error = refused(loaded, GATEWAY)
+    assert (error.key, error.problem, error.allowed) == ("client", "2 of them", "at most 1")
 
 
 def test_many_clients_are_checked_against_each_other_quickly_enough(loaded: Loader) -> None:

@@ -76,6 +76,8 @@ def test_the_ring_holds_the_newest_events_in_order(capacity: int, count: int, li
     assert [event["seq"] for event in log.recent(limit=limit)] == [
         *range(count - kept + 1, count + 1)
     ]
+    held = min(capacity, count)
+    assert log.status() == {"kept": held, "limit": capacity, "forgotten": count - held}
 
 
 def test_recent_knows_a_session_by_how_its_id_begins_and_limits_after_that() -> None:

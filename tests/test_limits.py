@@ -6,19 +6,21 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from jvpnd.core import constants as c
 from jvpnd.core.client import ClientAgent
 from jvpnd.core.effects import Emit, Origin, Send, Swap, Unexpect
 from jvpnd.core.gateway import Gateway, Stored
 from jvpnd.core.limits import Limits
 from jvpnd.core.noise import public_key
 from jvpnd.core.path import PathInfo
-from jvpnd.core.peer import ClientEntry
+from jvpnd.core.peer import REMEMBERED_REQUESTS, ClientEntry
 from jvpnd.core.policy import Policy
 from jvpnd.core.states import State
 from jvpnd.core.wire import PacketType
 
 from .simulation.ends import Identity
-from .test_gateway import SECRET, Dice
+from .test_gateway import AWAY, HOME, SECRET, Dice, refusal
+from .test_gateway import Bench as OneClient
 
 CLIENTS = 6
 SESSIONS, HALF_OPEN = "too many sessions", "too many half-open handshakes"
@@ -264,3 +266,51 @@ def test_the_answer_to_a_rekey_does_not_make_room_for_its_client_may_use_it_alre
     assert (peer.session.rekeys, peer.session.state) == (1, State.ATTACHED)
     bench.now_ms += 1_000
     assert bench.attach(bench.caller(2, seed=1))
+
+
+def test_half_open_births_are_forgotten_in_time() -> None:
+    bench = Bench(Limits())
+    caller = bench.caller(1)
+    assert bench.offer(caller)
+    bench.now_ms += c.HANDSHAKE_TIMEOUT_MS + 1
+    bench.gateway.timer(bench.now_ms)
+    assert bench.half_open == 0
+    bench.give(caller)
+    assert not bench.has(caller)
+
+
+# --- one session ---
+
+
+def test_bindings_that_nobody_confirms_are_few_a_minute() -> None:
+    bench = OneClient()
+    peer = bench.attach()
+    session_id = peer.session.id or b""
+    bench.now_ms += 1_000
+    for attempt in range(5, 5 + c.REBINDS_PER_MINUTE):
+        (answer,) = bench.give(HOME, bench.request(peer, attempt))
+        assert answer[0] == PacketType.REATTACH_ACK
+        bench.now_ms += 100
+    request = bench.request(peer, 500)
+    assert refusal(bench.give(HOME, request), request, session_id) == "RATE_LIMITED"
+    bench.now_ms += 60_000 - 100 * c.REBINDS_PER_MINUTE
+    (answer,) = bench.give(HOME, bench.request(peer, 501))
+    assert answer[0] == PacketType.REATTACH_ACK
+
+
+def test_of_requests_the_newest_are_known_as_replays_and_older_ones_are_refused_all_the_same() -> (
+    None
+):
+    bench = OneClient()
+    peer = bench.attach()
+    session_id = peer.session.id or b""
+    requests = []
+    for attempt in range(5, 5 + REMEMBERED_REQUESTS + 1):
+        requests.append(bench.request(peer, attempt))
+        bench.give(HOME, requests[-1])
+        bench.now_ms += 100
+    assert len(peer.requests) == REMEMBERED_REQUESTS
+    bound = peer.keys.index
+    reasons = [refusal(bench.give(AWAY, each), each, session_id) for each in requests]
+    assert reasons == ["FRESHNESS_INVALID"] + ["REPLAY_DETECTED"] * REMEMBERED_REQUESTS
+    assert (peer.origin, peer.keys.index) == (HOME, bound)

@@ -13,10 +13,12 @@ import pytest
 
 from jvpnd import listeners as module
 from jvpnd.core.effects import Origin
-from jvpnd.listeners import FIRST_CONNECTION, MAX_OF_SOURCE, Listeners
+from jvpnd.listeners import FIRST_CONNECTION, Listeners
 from jvpnd.transport.endpoint import Listen
+from jvpnd.transport.limits import DEFAULT_LIMITS, MAX_CONNECTIONS, ConnectionLimits
 
 PATIENCE_S = 5
+MAX_OF_SOURCE = DEFAULT_LIMITS.strangers_of_source
 
 
 class Plane:
@@ -35,9 +37,10 @@ class Plane:
 class Gate:
     """A gateway's listeners, and who connects."""
 
-    def __init__(self, runtime: Path) -> None:
+    def __init__(self, runtime: Path, limits: ConnectionLimits) -> None:
         self.plane = Plane()
-        self.listeners = Listeners([Listen("tcp", "127.0.0.1", 0)], 1, "gw", runtime)
+        listen = [Listen("tcp", "127.0.0.1", 0)]
+        self.listeners = Listeners(listen, 1, "gw", runtime, limits)
         (listening,) = self.listeners._sockets.values()
         self._address = listening.getsockname()
         self._made: list[socket.socket] = []
@@ -72,8 +75,10 @@ class Gate:
 
 
 @contextlib.asynccontextmanager
-async def gate(runtime: Path) -> AsyncIterator[Gate]:
-    made = Gate(runtime)
+async def gate(
+    runtime: Path, limits: ConnectionLimits = DEFAULT_LIMITS
+) -> AsyncIterator[Gate]:
+    made = Gate(runtime, limits)
     try:
         yield made
     finally:
@@ -100,28 +105,27 @@ def _limits() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def test_one_source_has_so_many_strangers_and_others_have_theirs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("most", [MAX_OF_SOURCE, 7])
+def test_one_source_has_so_many_strangers_and_others_have_theirs(
+    tmp_path: Path, most: int
+) -> None:
     async def body() -> None:
-        async with gate(tmp_path) as at:
-            made = [at.connect("127.0.0.2") for _ in range(MAX_OF_SOURCE + 5)]
+        async with gate(tmp_path, ConnectionLimits(strangers_of_source=most)) as at:
+            made = [at.connect("127.0.0.2") for _ in range(most + 5)]
             dropped = at.listeners.dropped
             await until(lambda: dropped["too many connections of one source"] == 5)
-            assert at.counts == (MAX_OF_SOURCE, MAX_OF_SOURCE)
-            for sock in made[MAX_OF_SOURCE:]:
+            assert at.counts == (most, most)
+            for sock in made[most:]:
                 assert await is_closed(sock)
             await at.connected("127.0.0.3")
-            assert at.counts == (MAX_OF_SOURCE + 1, MAX_OF_SOURCE + 1)
+            assert at.counts == (most + 1, most + 1)
 
     asyncio.run(body())
 
 
-def test_the_oldest_stranger_makes_room_and_no_session_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "MAX_STRANGERS", 3)
-
+def test_the_oldest_stranger_makes_room_and_no_session_does(tmp_path: Path) -> None:
     async def body() -> None:
-        async with gate(tmp_path) as at:
+        async with gate(tmp_path, ConnectionLimits(strangers=3)) as at:
             _, ours = await at.connected("127.0.0.2")
             at.listeners.vouch(ours)
             strangers = [await at.connected(f"127.0.1.{n}") for n in range(1, 7)]
@@ -174,13 +178,9 @@ def test_strangers_have_little_time_and_silent_sessions_more(
     asyncio.run(body())
 
 
-def test_all_connections_together_are_bounded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "MAX_CONNECTIONS", 2)
-
+def test_all_connections_together_are_bounded(tmp_path: Path) -> None:
     async def body() -> None:
-        async with gate(tmp_path) as at:
+        async with gate(tmp_path, ConnectionLimits(connections=2, strangers=1)) as at:
             for _ in range(2):
                 at.listeners.vouch((await at.connected())[1])
             assert await is_closed(at.connect("127.0.0.9"))
@@ -210,17 +210,32 @@ def test_a_connection_that_ended_has_no_origin_and_is_sent_nothing(tmp_path: Pat
     asyncio.run(body())
 
 
+@pytest.mark.parametrize("most", [100, DEFAULT_LIMITS.connections, MAX_CONNECTIONS])
 def test_there_are_descriptors_for_all_connections_before_the_workers_start(
-    tmp_path: Path,
+    tmp_path: Path, most: int
 ) -> None:
     """They inherit the limit, and a worker without descriptors ends."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
 
     async def body() -> None:
-        made = Listeners([Listen("tcp", "127.0.0.1", 0)], 1, "gw", tmp_path)
+        limits = ConnectionLimits(connections=most)
+        made = Listeners([Listen("tcp", "127.0.0.1", 0)], 1, "gw", tmp_path, limits)
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        assert soft >= min(4 * module.MAX_CONNECTIONS, hard)
+        assert soft >= min(4 * most, hard)
+        made.close_sockets()
+
+    asyncio.run(body())
+
+
+def test_few_connections_leave_the_descriptors_that_there_are(tmp_path: Path) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+
+    async def body() -> None:
+        limits = ConnectionLimits(connections=2, strangers=1, strangers_of_source=1)
+        made = Listeners([Listen("tcp", "127.0.0.1", 0)], 1, "gw", tmp_path, limits)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (1024, hard)
         made.close_sockets()
 
     asyncio.run(body())

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from jvpnd.transport import quic
-from jvpnd.transport.quic import FIRST_ACCEPTED, MAX_CONNECTIONS, MAX_REPORT, QuicRelay
+from jvpnd.transport.limits import MAX_CONNECTIONS
+from jvpnd.transport.quic import FIRST_ACCEPTED, MAX_REPORT, QuicRelay
 
 FIRST = ["accepted", 1, FIRST_ACCEPTED, "192.0.2.1", 4433, 1170]
 

@@ -26,6 +26,7 @@ class EventLog:
     def __init__(self, node_id: str, clock_ms: Callable[[], int], capacity: int = RING) -> None:
         self._node_id = node_id
         self._clock_ms = clock_ms  # wall clock
+        self._capacity = capacity
         self._ring: deque[Event] = deque(maxlen=capacity)
         self._seq = itertools.count(1)
         self._subscribers: set[Subscription] = set()
@@ -75,6 +76,12 @@ class EventLog:
         only the newest `limit`."""
         matching = (event for event in self._ring if concerns(event, session_id))
         return list(deque(matching, maxlen=limit))
+
+    def status(self) -> dict[str, int]:
+        """How many events the ring holds, how many it can, and how many it had to forget."""
+        kept = len(self._ring)
+        forgotten = self._ring[-1]["seq"] - kept if kept else 0
+        return {"kept": kept, "limit": self._capacity, "forgotten": forgotten}
 
     def subscribe(self, capacity: int = QUEUE) -> Subscription:
         """Events from now on. Use as a context manager and iterate asynchronously."""

@@ -17,9 +17,9 @@ from typing import Any, Final
 
 from jvpnd.child import ChildProcess, close_all
 from jvpnd.dataplane.messages import canonical, encode_command
+from jvpnd.transport.limits import MAX_CONNECTIONS
 
 FIRST_ACCEPTED: Final = 2**32  # numbers of accepted connections, from here up
-MAX_CONNECTIONS: Final = 4096  # accepted and open
 HANDSHAKE_S: Final = 10.0  # for either end; what is not ready by then is given up
 MAX_REPORT: Final = 512
 UNREAD_BYTES: Final = 1024 * 1024  # in a UDP socket or a pipe: 50 ms of what a relay can read

@@ -24,12 +24,12 @@ from aioquic.quic.packet import (
 )
 
 from jvpnd.core.ratelimit import COOKIE_LEN, CookieJar, TokenBuckets, source_key
+from jvpnd.transport.limits import MAX_CONNECTIONS
 from jvpnd.transport.quicconnection import Connection
 from jvpnd.transport.quicengine import ID_LEN, Datagrams, Quic
 from jvpnd.transport.quicsize import BASE
 from jvpnd.transport.quicsocket import UdpSocket
 
-MAX_CONNECTIONS: Final = 4096
 MAX_HALF_OPEN: Final = 256  # beyond, the oldest goes
 CALM: Final = 16  # half-open ones with which nobody has to show its address
 SOURCE_RATE_PER_S: Final = 20

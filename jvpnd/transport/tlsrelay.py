@@ -21,13 +21,13 @@ from typing import Final
 from jvpnd.child import close_all
 from jvpnd.dataplane.messages import receive_command
 from jvpnd.privileges import die_with_parent, drop_all
+from jvpnd.transport.limits import MAX_CONNECTIONS
 from jvpnd.transport.poll import Poll
 from jvpnd.transport.proxy import connect_request
 from jvpnd.transport.tlsconnection import UNSENT, Connection, TlsOver
 from jvpnd.transport.tlscontext import client_context, server_context, sni
 from jvpnd.transport.tlsmessages import Report, encode_report
 
-MAX_CONNECTIONS: Final = 4096
 _SPARE_FDS: Final = 64  # standard streams, the channel, what a message brings
 
 
