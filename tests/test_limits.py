@@ -15,6 +15,7 @@ from jvpnd.core.noise import public_key
 from jvpnd.core.path import PathInfo
 from jvpnd.core.peer import REMEMBERED_REQUESTS, ClientEntry
 from jvpnd.core.policy import Policy
+from jvpnd.core.record import row_of
 from jvpnd.core.states import State
 from jvpnd.core.wire import PacketType
 
@@ -171,6 +172,19 @@ def test_at_the_limit_a_session_gets_new_keys() -> None:
     assert bench.attach(caller)
     assert peer.session.rekeys == 1
     assert SESSIONS not in bench.gateway.dropped
+
+
+def test_a_restart_takes_up_more_sessions_than_a_lower_limit_allows_and_no_new_one() -> None:
+    before = Bench(Limits())
+    for number in (1, 2):
+        assert before.attach(before.caller(number))
+    rows = [row_of(peer, "gw") for peer in before.gateway.sessions.values()]
+    after = Bench(Limits(sessions=1))
+    assert after.gateway.restore(after.now_ms, rows) == []
+    after.settle()
+    assert len(after.gateway.sessions) == 2
+    assert not after.attach(after.caller(3))
+    assert after.gateway.dropped[SESSIONS] == 1
 
 
 def test_handshakes_begun_below_the_limit_do_not_lead_beyond_it() -> None:
