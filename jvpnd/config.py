@@ -49,7 +49,7 @@ ROLES = ("client", "gateway")
 ROUTE_MODES = ("split", "full", "none")
 MAX_MTU = 9000
 MIN_MTU, MIN_MTU_IPV6 = 576, 1280  # RFC 791, RFC 8200 section 5
-MAX_CLIENTS = 4096
+MAX_CLIENTS = 16_384  # as many as may have a session, and some
 
 _COMMON_KEYS = (
     *("role", "node", "lanes", "interface", "identity", "policy", "debug"),

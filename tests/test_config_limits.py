@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jvpnd.config import ConfigError, load
+from jvpnd.config import MAX_CLIENTS, ConfigError, load
 from jvpnd.configlimits import (
     MAX_EVENTS,
     MAX_HALF_OPEN,
@@ -57,6 +57,10 @@ def test_without_a_word_the_limits_are_the_defaults(folder: Path, role: str) -> 
     settings = loaded(folder, "", role)
     assert settings == LimitSettings(Limits(), ConnectionLimits(), 4_096)
     assert told(settings) == {key: default for key, (default, _, _) in RANGES.items()}
+
+
+def test_there_may_be_a_client_for_every_session() -> None:
+    assert MAX_CLIENTS >= MAX_SESSIONS
 
 
 def test_every_limit_can_be_set(folder: Path) -> None:
