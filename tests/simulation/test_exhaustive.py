@@ -6,7 +6,7 @@ so few worlds stand for very many sequences. The first that breaks an invariant 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -15,7 +15,7 @@ from jvpnd.core.binding import Binding
 from jvpnd.core.clientstate import ClientState
 from jvpnd.core.effects import Emit
 from jvpnd.core.gatewaystate import GatewayState
-from jvpnd.core.peer import Follow, Peer, Stored
+from jvpnd.core.peer import Follow, Future, Peer, Stored
 from jvpnd.core.policy import Policy
 from jvpnd.core.session import Session
 
@@ -226,9 +226,9 @@ def test_a_move_that_the_table_did_not_agree_to_is_found(monkeypatch: pytest.Mon
     swap = GatewayState.swap
 
     def blind(
-        state: GatewayState, peer: Peer, record: Mapping[str, object], follow: Follow
+        state: GatewayState, now_ms: float, peer: Peer, future: Future, follow: Follow
     ) -> None:
-        swap(state, peer, record, lambda now_ms, outcome: follow(now_ms, Stored.OK))
+        swap(state, now_ms, peer, future, lambda at_ms, outcome: follow(at_ms, Stored.OK))
 
     monkeypatch.setattr(GatewayState, "swap", blind)
     actions = ("deliver", "switch", "table conflict")
