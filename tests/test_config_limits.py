@@ -18,6 +18,7 @@ from jvpnd.configlimits import (
     LimitSettings,
 )
 from jvpnd.core.limits import Limits
+from jvpnd.dataplane.counters import SLOTS
 from jvpnd.transport.limits import MAX_CONNECTIONS, ConnectionLimits
 
 from .test_config import CLIENT, DOCS, GATEWAY, ROOT, SECRET, write_key
@@ -142,3 +143,7 @@ def test_the_page_of_limits_has_every_setting_and_names_what_there_is() -> None:
         for name, file in re.findall(r"`([A-Z_]+)` in `([\w/]+\.py)`", setting):
             text = (ROOT / "jvpnd" / file).read_text()
             assert re.search(rf"^{name}\b.*=", text, re.MULTILINE), f"no {name} in {file}"
+
+
+def test_the_data_plane_has_a_slot_for_every_session_and_for_those_that_replace_one() -> None:
+    assert MAX_SESSIONS + 256 < SLOTS
