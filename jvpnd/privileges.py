@@ -53,9 +53,14 @@ def drop_all() -> None:
     _prctl("forbid core dumps and tracing", _PR_SET_DUMPABLE, 0)
 
 
-def die_with_parent(parent: int) -> None:
-    """Be killed the moment `parent` (a pid) is gone. A change of uid undoes it: call it after."""
-    _prctl("follow the parent", _PR_SET_PDEATHSIG, signal.SIGKILL)
+def die_with_parent(parent: int, grace_s: int = 0) -> None:
+    """Be killed when `parent` (a pid) is gone: at once, or `grace_s` later, to say goodbye. A
+    change of uid undoes it: call it after."""
+    number = signal.SIGKILL
+    if grace_s:
+        number = signal.SIGUSR1
+        signal.signal(number, lambda *_: signal.alarm(grace_s))
+    _prctl("follow the parent", _PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:  # it was gone before the call above
         os._exit(0)
 

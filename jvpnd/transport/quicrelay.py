@@ -1,7 +1,8 @@
 """The QUIC relay: `python -m jvpnd.transport.quicrelay CHANNEL_FD PARENT_PID`.
 
 Started by quic.py only. It parses what strangers send, so it gives up every privilege at once, and
-ends with its control process, however that ends.
+ends with its control process, however that ends: but for a goodbye, since nobody else can tell the
+other ends, which would wait for QUIC's idle time.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from jvpnd.transport.quiclistener import Listener
 from jvpnd.transport.quicsocket import UdpSocket
 
 MAX_REPORTS: Final = 16384  # that control leaves lying
+GOODBYE_S: Final = 1
 
 
 class Outgoing:
@@ -205,7 +207,7 @@ def main(channel_fd: int, parent: int) -> None:
     for noise in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(noise, signal.SIG_IGN)  # control decides when this ends, and sees to it
     drop_all()
-    die_with_parent(parent)
+    die_with_parent(parent, GOODBYE_S)
     logging.getLogger("quic").disabled = True  # strangers decide how much it would say
     channel = socket.socket(fileno=channel_fd)
     channel.setblocking(False)
