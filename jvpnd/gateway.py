@@ -141,6 +141,11 @@ class GatewayShell:
         await self.plane.close()
         await self.listeners.stop()
 
+    @property
+    def store_problem(self) -> str:
+        """Why nothing new can be bound, "" if all is well."""
+        return self._table.problem
+
     # --- the data plane's observer ---
 
     def packet_received(self, socket_id: int, remote: tuple[str, int], data: bytes) -> None:

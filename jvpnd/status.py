@@ -197,6 +197,7 @@ def gateway_status(shell: GatewayShell, tun: Tun) -> Json:
         "session": None,
         "sessions": gateway_sessions(shell),
         "clients_configured": len(shell.config.clients),
+        "store": {"problem": shell.store_problem or None},
         "paths": [],
         "traffic": _traffic(
             shell.plane,

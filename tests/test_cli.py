@@ -322,6 +322,14 @@ def test_status_of_a_gateway_lists_its_clients_and_nothing_moves_the_cursor(path
         assert laptop[header.index(column)] != " "
 
 
+def test_status_of_a_gateway_says_why_its_table_takes_nothing(path: Path) -> None:
+    for problem in (None, "No such file\x1b[2J"):
+        with served(path, Daemon({**GATEWAY, "store": {"problem": problem}}).handlers):
+            out = ctl(path, "status")
+        told = re.search(r"store +nothing new is bound: No such file\?\[2J\n", out)
+        assert (told is not None) == (problem is not None)
+
+
 @pytest.mark.usefixtures("host")
 def test_sessions_and_paths(path: Path) -> None:
     assert SESSION[:8] in ctl(path, "sessions")

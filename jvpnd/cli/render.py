@@ -207,9 +207,16 @@ def _gateway(answer: Json) -> str:
         ("listening", ", ".join(answer["listen"]) if answer.get("listen") else None),
         ("sessions", f"{len(found)}{of}"),
         ("ciphers", _suites(found)),
+        ("store", _store(answer.get("store", {}))),
         *_common_fields(answer),
     ]
     return f"{fields(rows)}\n\n{sessions(found)}"
+
+
+def _store(store: Mapping[str, Any]) -> str | None:
+    """Why the session table takes nothing; nothing if all is well."""
+    problem = store.get("problem")
+    return f"nothing new is bound: {clean(problem)}" if problem else None
 
 
 def _suites(found: Sequence[Json]) -> str | None:
