@@ -75,6 +75,7 @@ class Siege:
     def restart_client(self) -> None:
         """A new session, by a handshake that the ears hear."""
         self.client.stop()
+        self.client.lose_table()
         self.client.start()
         self.client.wait_state("ATTACHED")
 
@@ -251,6 +252,7 @@ def test_a_replayed_init_dies_by_its_timestamp(siege: Siege) -> None:
     siege.assert_undisturbed()
     siege.client.stop()
     siege.gateway.stop()
+    siege.gateway.lose_table()
     siege.gateway.start()
     with Sender(siege.stranger) as sender:
         counts = sender.send(GATEWAY, [inits[-1].payload] * 3, per_s=20)
@@ -380,6 +382,7 @@ def test_under_load_a_cookie_is_asked_for_and_who_brings_it_gets_in(siege: Siege
     ]
     siege.watch.begin()
     siege.client.stop()
+    siege.client.lose_table()
     with Listener(siege.stranger, "eth0", PORT) as ear, Sender(siege.stranger) as sender:
         start = time.monotonic()
         sender.start_forged(attack, per_s=200, total=2_000)

@@ -215,6 +215,7 @@ def test_of_many_sources_the_oldest_strangers_make_room(siege: Siege) -> None:
         siege.assert_undisturbed()
         client = siege.watch.pair.client
         client.stop()
+        client.lose_table()
         client.start()
         client.wait_state("ATTACHED")
     siege.begin()

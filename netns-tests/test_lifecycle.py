@@ -119,7 +119,9 @@ def test_sigterm_leaves_the_hosts_as_they_were(
             assert not daemon.socket_file.exists()
 
 
-def test_the_start_after_a_kill_cleans_up_and_works(healed: Stage) -> None:
+def test_the_start_after_a_kill_goes_on_with_what_is_there_and_its_stop_removes_it(
+    healed: Stage,
+) -> None:
     host, gateway = healed.lab.client, healed.lab.gateway
     before = [snapshot(host), snapshot(gateway)]
     with Pair(host, gateway, routes=FULL) as pair:
@@ -129,8 +131,10 @@ def test_the_start_after_a_kill_cleans_up_and_works(healed: Stage) -> None:
             orphans = workers(daemon)
             daemon.stop(signal.SIGKILL)
             until(partial(all_ended, orphans), "the workers have ended too")
-        assert snapshot(host)["ip -j -4 rule"] != before[0]["ip -j -4 rule"]  # there is work
-        pair.start()
+        assert [way(host, address) for address in BEYOND] == ["jvpn0", "jvpn0"]  # nothing leaks
+        pair.gateway.start()
+        pair.client.start()
+        pair.client.wait_state("ATTACHED")
         routed(host, *BEYOND)
         assert [d.stop() for d in (pair.client, pair.gateway)] == [0, 0]
     assert [snapshot(host), snapshot(gateway)] == before
@@ -191,10 +195,12 @@ def test_a_full_tunnel_takes_everything_but_its_own_transport(beyond: Stage, ver
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_gateway_that_forgot_proves_it(healed: Stage, how: signal.Signals) -> None:
-    """No TTL is waited for: the session ends at once and its successor names it."""
+    """As after a reboot, which empties the runtime directory. No TTL is waited for: the session
+    ends at once and its successor names it."""
     pair = healed.pair(client_policy=QUICK, gateway_policy=QUICK)
     with healed.watch(pair) as watch:
         pair.gateway.stop(how)
+        pair.gateway.lose_table()
         pair.gateway.start()
         ended = pair.client.wait_state("TERMINATED", after=watch.seq())
         assert ended["reason"] == "SESSION_NOT_FOUND"

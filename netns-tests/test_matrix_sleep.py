@@ -234,6 +234,7 @@ def test_setting_the_wall_clock_changes_nothing(stage: Stage, side: str) -> None
                 assert fate(watch).lost == 0
             watch.assert_same_session()
             daemon.stop()
+            daemon.lose_table()
             daemon.start()
             pair.client.wait_for(
                 lambda e: e["event_type"] == "SESSION_CREATED",

@@ -115,13 +115,17 @@ class Host:
 
     def refusal(self, status: int, *more: str, before: Sequence[str] = ()) -> str:
         """The one line of a refused start."""
-        state, left = self.snapshot(), set(self.runtime.glob("*"))
+        state, left = self.snapshot(), self.left()
         done = self.jvpnd(*more, before=before)
         assert (done.returncode, done.stdout) == (status, ""), done.stderr
         assert done.stderr.count("\n") == 1, f"not one line:\n{done.stderr}"
         assert self.snapshot() == state
-        assert set(self.runtime.glob("*")) == left
+        assert self.left() == left
         return done.stderr.removesuffix("\n")
+
+    def left(self) -> set[Path]:
+        """What is in the runtime directory, but for the session table, which stays."""
+        return set(self.runtime.glob("*")) - set(self.runtime.glob("sessions.db*"))
 
     def refusal_of_file(self, text: str) -> str:
         """The line that start and check give alike, before they touch anything."""

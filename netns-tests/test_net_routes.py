@@ -16,7 +16,7 @@ import pytest
 from namespaced import in_namespace, new_namespace, run, spawn
 
 from jvpnd.net.routes import HostNetwork, fwmark_of
-from jvpnd.net.tun import Tun, open_tun
+from jvpnd.net.tun import Tun, open_tun, set_persistent
 from jvpnd.transport.udp import open_path
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -233,7 +233,7 @@ def test_two_tunnels_keep_out_of_each_others_way(tun: Tun, runtime: Path) -> Non
         await one.route("full")
         await two.route("split", ["10.20.0.0/16"])
         with_both = run("ip rule")
-        await two.clean_stale()
+        await two.resume()
         await two.route("none")
         await two.remove()
         assert run("ip rule") == with_both
@@ -270,7 +270,7 @@ def leave_leftovers(runtime: Path, name: str) -> None:
     ready, done = os.pipe()
 
     def daemon() -> None:
-        open_tun(name)
+        set_persistent(open_tun(name), True)
 
         async def body() -> None:
             network = HostNetwork(name, runtime)
@@ -289,9 +289,10 @@ def leave_leftovers(runtime: Path, name: str) -> None:
     os.waitpid(pid, 0)
 
 
-@pytest.mark.parametrize("name", ["jx0", "jx9"])
-def test_the_next_start_clears_what_a_kill_left(name: str) -> None:
-    @in_namespace
+def killed(test: Callable[[Path, str], None]) -> Callable[[], None]:
+    """Decorator: a namespace with an uplink, where a daemon with the TUN jx0 was killed; its
+    runtime directory, and what the host was like before."""
+
     def body() -> None:
         uplink()
         sysctl("net/ipv4/ip_forward", "0")
@@ -302,12 +303,48 @@ def test_the_next_start_clears_what_a_kill_left(name: str) -> None:
             assert sysctl("net/ipv4/ip_forward") == "1"
             assert "proto 106" in run("ip rule")
             assert "jvpn_" in run("nft list ruleset")
-            open_tun(name)  # the configured name may have changed meanwhile
-            asyncio.run(HostNetwork(name, Path(runtime)).clean_stale())
-            assert list(Path(runtime).iterdir()) == []
-        assert snapshot() == before
+            test(Path(runtime), before)
 
-    body()
+    body.__name__ = test.__name__
+    return in_namespace(body)
+
+
+@killed
+def test_what_a_kill_left_serves_the_next_start_and_goes_with_its_end(
+    runtime: Path, before: str
+) -> None:
+    left = snapshot().replace(" linkdown", "")  # nobody has it open
+
+    async def body() -> None:
+        network = HostNetwork("jx0", runtime)
+        await network.resume()
+        assert network.is_left
+        index = socket.if_nametoindex("jx0")
+        tun = open_tun("jx0", ours=True)
+        assert tun.index == index
+        assert way("8.8.8.8") == "jx0"
+        await network.configure(["10.77.0.2/32"], 1400)
+        network.enable_forwarding()
+        await network.route("full")
+        assert snapshot() == left
+        set_persistent(tun, False)
+        await network.remove()
+
+    asyncio.run(body())
+    assert list(runtime.iterdir()) == []
+    assert snapshot() == before
+
+
+@killed
+def test_what_a_kill_left_under_another_name_goes_at_the_next_start(
+    runtime: Path, before: str
+) -> None:
+    network = HostNetwork("jx9", runtime)
+    asyncio.run(network.resume())
+    assert not network.is_left
+    assert "jx0" not in [name for _, name in socket.if_nameindex()]
+    assert list(runtime.iterdir()) == []
+    assert snapshot() == before
 
 
 @on_host

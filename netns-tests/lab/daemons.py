@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -113,9 +114,18 @@ class Daemon:
             os.kill(self.process.pid, number)
         return self.process.wait(timeout_s)
 
+    def lose_table(self) -> None:
+        """The session table goes, as it does at a reboot."""
+        for file in self.runtime.glob("sessions.db*"):
+            file.unlink()
+
     def close(self) -> None:
+        """End it, and remove the device that a daemon leaves that is killed."""
         if self.process is not None and self.process.poll() is None:
             self.stop(signal.SIGKILL)
+        if self.process is not None:
+            name = tomllib.loads(self.config_file.read_text())["interface"]["name"]
+            self.namespace.run("ip", "link", "del", name, check=False)
         self._folder.cleanup()
 
     def ctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
