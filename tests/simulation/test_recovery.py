@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from jvpnd.core.peer import Stored
 from jvpnd.core.policy import Policy
 from jvpnd.core.reasons import Reason
 from jvpnd.core.states import Event, State
@@ -289,6 +290,23 @@ def test_all_paths_lost_right_after_a_rekey_was_answered_is_survived() -> None:
     assert net.is_attached()
     assert net.session.id == before
     assert net.gateway_history.of("SECURITY_EVENT") == []
+
+
+def test_a_rekey_waits_for_the_table() -> None:
+    net = Net(policy=Policy(rekey_after_ms=5_000))
+    before = net.attach()
+    root = net.session.root
+    net.table.answer = Stored.UNAVAILABLE
+    net.run(12_000)
+    peer = net.gateway.gateway.sessions[before]
+    assert net.gateway_history.of("OWNERSHIP")
+    assert (peer.session.rekeys, peer.session.root) == (0, root)
+    assert net.is_attached()
+    net.table.answer = None
+    net.run(12_000)
+    assert peer.session.rekeys > 0
+    assert peer.session.root == net.session.root != root
+    assert (net.session.id, net.is_attached()) == (before, True)
 
 
 def test_a_session_that_was_ended_is_not_brought_back_by_a_late_rekey() -> None:
