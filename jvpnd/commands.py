@@ -109,15 +109,16 @@ def gateway_handlers(
         shell.driver.pump()
         return {"terminated": session_id.hex()}
 
+    async def whole(_: Args) -> Any:
+        told = await status.gateway_status(shell, tun)
+        return {**told, "events": events.status(), "telemetry": telemetry.status()}
+
+    async def sessions(_: Args) -> Any:
+        return await status.gateway_sessions(shell)
+
     return {
-        "status": _plain(
-            lambda _: {
-                **status.gateway_status(shell, tun),
-                "events": events.status(),
-                "telemetry": telemetry.status(),
-            }
-        ),
-        "sessions": _plain(lambda _: status.gateway_sessions(shell)),
+        "status": whole,
+        "sessions": sessions,
         "paths": _plain(no_paths),
         "switch": _plain(no_paths),
         "terminate": _plain(terminate),

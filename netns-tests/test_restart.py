@@ -68,10 +68,9 @@ def test_a_gateway_that_is_restarted_keeps_its_sessions(watch: Watch, how: signa
     status = watch.pair.client.status()["session"]
     assert (status["id"], status["inner_addresses"]) == (watch.session, watch.addresses)
     assert status["epoch"] > epoch
-    assert watch.story("client")[-2:] == [
-        "ATTACHED -> RECOVERING TRANSPORT_DEAD",
-        "RECOVERING -> ATTACHED TRANSPORT_SWITCH_OK",
-    ]
+    story = watch.story("client")
+    assert story[-2].endswith(" -> RECOVERING TRANSPORT_DEAD")  # from VOLATILE, if it was slow
+    assert story[-1] == "RECOVERING -> ATTACHED TRANSPORT_SWITCH_OK"
     died = next(e for e in watch.events("client") if e["reason"] == "TRANSPORT_DEAD")
     assert died["details"]["why"] == "gateway started again"
 
