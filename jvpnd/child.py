@@ -106,11 +106,19 @@ class ChildProcess:
         """End the child and wait for it."""
         self._close_channel()
         self._end_waiting()
+        if self._process.returncode is not None:
+            return
+        ended = asyncio.Event()
+        pidfd = os.pidfd_open(self.pid)
+        self._loop.add_reader(pidfd, ended.set)
         try:
-            await asyncio.to_thread(self._process.wait, STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
+            await asyncio.wait_for(ended.wait(), STOP_TIMEOUT_S)
+        except TimeoutError:
             self._process.kill()
-            await asyncio.to_thread(self._process.wait)
+        finally:
+            self._loop.remove_reader(pidfd)
+            os.close(pidfd)
+        self._process.wait()
 
     def _try_send(self, data: bytes, fds: Sequence[int]) -> bool:
         try:

@@ -110,12 +110,12 @@ async def _serve(config: Config, runtime: Path) -> None:
         stack.push_async_callback(plane.close)
         plane.launch()
         make = _client if config.role == "client" else _gateway
-        shell, handlers, measure = make(
+        shell, interface = make(
             Parts(config, tun, plane, network, events, table, telemetry, runtime)
         )
-        server.handlers = handlers
         stack.push_async_callback(shell.stop)
         await shell.start()
+        server.handlers, measure = interface()
         telemetry.serve(measure)
         stack.callback(telemetry.hang_up)
         _log.info("%s %s is up on %s", config.role, config.node, tun.name)
@@ -144,33 +144,44 @@ class Shell(Protocol):
     async def stop(self) -> None: ...
 
 
-_Made: TypeAlias = tuple[Shell, dict[str, Handler], Callable[[], Measures]]
+# What jvpnctl and the metrics ask of a shell.
+Interface: TypeAlias = Callable[[], tuple[dict[str, Handler], Callable[[], Measures]]]
 
 
-# The role's own code is imported when the workers have been launched, and start meanwhile: after a
-# restart somebody waits.
+# The role's code is imported while the workers start, and what only jvpnctl needs when all is up:
+# after a restart somebody waits.
 
 
-def _client(its: Parts) -> _Made:
-    from jvpnd import commands, measures
+def _client(its: Parts) -> tuple[Shell, Interface]:
     from jvpnd.client import ClientShell
 
     shell = ClientShell(
         its.config, its.tun, its.plane, its.network, its.events, its.table, its.runtime
     )
-    handlers = commands.client_handlers(shell, its.tun, its.events, its.telemetry)
-    return shell, handlers, partial(measures.client_measures, shell)
+
+    def interface() -> tuple[dict[str, Handler], Callable[[], Measures]]:
+        from jvpnd import commands, measures
+
+        handlers = commands.client_handlers(shell, its.tun, its.events, its.telemetry)
+        return handlers, partial(measures.client_measures, shell)
+
+    return shell, interface
 
 
-def _gateway(its: Parts) -> _Made:
-    from jvpnd import commands, measures
+def _gateway(its: Parts) -> tuple[Shell, Interface]:
     from jvpnd.gateway import GatewayShell
 
     shell = GatewayShell(
         its.config, its.tun, its.plane, its.network, its.events, its.table, its.runtime
     )
-    handlers = commands.gateway_handlers(shell, its.tun, its.events, its.telemetry)
-    return shell, handlers, partial(measures.gateway_measures, shell)
+
+    def interface() -> tuple[dict[str, Handler], Callable[[], Measures]]:
+        from jvpnd import commands, measures
+
+        handlers = commands.gateway_handlers(shell, its.tun, its.events, its.telemetry)
+        return handlers, partial(measures.gateway_measures, shell)
+
+    return shell, interface
 
 
 def _open_tun(config: Config, is_left: bool) -> tuple[Tun, list[int], bool]:

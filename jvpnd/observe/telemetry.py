@@ -9,18 +9,18 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from jvpnd import __version__
 from jvpnd.configtelemetry import TelemetrySettings
 from jvpnd.observe.audit import AuditFile
-from jvpnd.observe.exporters.journald import Journald
-from jvpnd.observe.exporters.prometheus import ScrapeServer
-from jvpnd.observe.exporters.syslog import Syslog
 from jvpnd.observe.log import EventLog
 from jvpnd.observe.measures import Measures
 from jvpnd.observe.sink import Output, Sink
 from jvpnd.observe.trouble import Change
+
+if TYPE_CHECKING:
+    from jvpnd.observe.exporters.prometheus import ScrapeServer
 
 _log = logging.getLogger("jvpnd")
 
@@ -53,13 +53,19 @@ class Telemetry:
             file, size, keep = settings.audit.file, settings.audit.max_bytes, settings.audit.keep
             self._audit = AuditFile(file, size, keep, node, clock_ms)
             self._add("audit", self._audit)
+        # Most daemons have none of these: what is not imported does not hold up a restart.
         if settings.journald is not None:
+            from jvpnd.observe.exporters.journald import Journald
+
             self._add("journald", Journald(settings.journald))
         if settings.syslog is not None:
+            from jvpnd.observe.exporters.syslog import Syslog
+
             to = settings.syslog
             self._add("syslog", Syslog(to.transport, to.address, to.port))
         if settings.prometheus is not None:
             from jvpnd.observe.exporters.metrics import Metrics  # an extra
+            from jvpnd.observe.exporters.prometheus import ScrapeServer
 
             metrics = Metrics(node, role, __version__, self._look)
             events.tap(metrics.take)
