@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -42,7 +43,10 @@ def main(config_file: Path, check: bool, runtime_dir: Path, verbose: bool) -> No
         format="%(levelname).1s %(message)s",
         stream=sys.stderr,
     )
-    sys.exit(run(config_file, runtime_dir, check))
+    status = run(config_file, runtime_dir, check)
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(status)  # all is taken down; to tidy up modules takes time that a restart has to wait
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ Child and control talk over a SOCK_SEQPACKET pair, one message a packet, descrip
 
 from __future__ import annotations
 
-import array
 import asyncio
 import os
 import signal
@@ -18,26 +17,14 @@ from pathlib import Path
 from typing import Final
 
 import jvpnd
+from jvpnd.seqpacket import close_all, receive_message, send_message
 
 MAX_QUEUED: Final = 4096
-MAX_FDS: Final = 2  # beside one message
 MESSAGES_A_TURN: Final = 64
 STOP_TIMEOUT_S: Final = 2.0
 END_TIMEOUT_S: Final = 0.5  # from the end of its channel to its own
 
 _PACKAGE_ROOT: Final = str(Path(jvpnd.__file__).resolve().parent.parent)
-
-
-def send_message(channel: socket.socket, data: bytes, fds: Sequence[int] = ()) -> None:
-    """Send without blocking; BlockingIOError if the channel is full."""
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    channel.sendmsg([data], rights, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-
-
-def receive_message(channel: socket.socket, most: int) -> tuple[bytes, list[int]]:
-    """The next message, cut at `most` bytes, and its descriptors; (b"", []) at the end."""
-    data, fds, _flags, _address = socket.recv_fds(channel, most, MAX_FDS)
-    return data, fds
 
 
 class ChildProcess:
@@ -190,11 +177,6 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:  # a real-time one
         return str(number)
-
-
-def close_all(fds: Sequence[int]) -> None:
-    for fd in fds:
-        os.close(fd)
 
 
 def _spawn(

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final
 
-from jvpnd.child import receive_message
 from jvpnd.core.wire import MAX_CONTROL_LEN
+from jvpnd.seqpacket import receive_message
 
 MAX_COMMAND: Final = 65536
 

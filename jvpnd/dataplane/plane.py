@@ -11,7 +11,6 @@ from functools import partial
 from hashlib import blake2b
 from typing import Any, Final, Protocol
 
-from jvpnd.child import close_all
 from jvpnd.core.offloads import Offloads
 from jvpnd.core.wire import KEY_LEN, MAX_LANES, Suite
 from jvpnd.dataplane.carriers import Carrier, Relay, Stream, Udp
@@ -30,6 +29,7 @@ from jvpnd.dataplane.messages import Remote, Report, ReportKind, canonical
 from jvpnd.dataplane.networks import PrefixTable
 from jvpnd.dataplane.process import WorkerProcess
 from jvpnd.dataplane.pulse import LOOK_S, Pulse
+from jvpnd.seqpacket import close_all
 
 START_TIMEOUT_S: Final = 20.0
 RESTART_EVERY_S: Final = 1.0

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jvpnd.child import ChildProcess, close_all
+from jvpnd.child import ChildProcess
 from jvpnd.dataplane.messages import MAX_REPORT, Report, decode_report, encode_command
+from jvpnd.seqpacket import close_all
 
 
 class WorkerProcess:

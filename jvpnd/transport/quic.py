@@ -15,8 +15,9 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from jvpnd.child import ChildProcess, close_all
+from jvpnd.child import ChildProcess
 from jvpnd.dataplane.messages import canonical, encode_command
+from jvpnd.seqpacket import close_all
 from jvpnd.transport.limits import MAX_CONNECTIONS
 
 FIRST_ACCEPTED: Final = 2**32  # numbers of accepted connections, from here up

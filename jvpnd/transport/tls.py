@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from jvpnd.child import ChildProcess, close_all
+from jvpnd.child import ChildProcess
 from jvpnd.dataplane.messages import encode_command
+from jvpnd.seqpacket import close_all
 from jvpnd.transport.tlscontext import pem_file
 from jvpnd.transport.tlsmessages import MAX_REPORT, decode_report
 

@@ -18,9 +18,9 @@ from collections.abc import Callable
 from select import EPOLLIN, EPOLLOUT
 from typing import Final
 
-from jvpnd.child import close_all
 from jvpnd.dataplane.messages import receive_command
 from jvpnd.privileges import die_with_parent, drop_all
+from jvpnd.seqpacket import close_all
 from jvpnd.transport.limits import MAX_CONNECTIONS
 from jvpnd.transport.poll import Poll
 from jvpnd.transport.proxy import connect_request
