@@ -25,7 +25,7 @@ from jvpnd.core.sessionrow import (
     row_of_session,
     session_of_row,
 )
-from jvpnd.core.states import Event, State
+from jvpnd.core.states import LIVE, Event, State
 from jvpnd.core.ticket import TICKET_LEN
 from jvpnd.core.wire import KEY_LEN
 
@@ -94,7 +94,7 @@ class Keeping:
         self._births.endpoints = endpoints
         state.effects += [Learned(endpoints), SessionUp(session.id, session.addresses)]
         details: dict[str, object] = {"why": "client started again"}
-        if session.state in (State.ATTACHED, State.VOLATILE):
+        if session.state in LIVE:
             state.machine.fire(session, Event.TRANSPORT_DIED, now_ms, details)
         else:
             state.machine.note(session, "TRANSPORT_LOST", Reason.TRANSPORT_DEAD, details)

@@ -202,7 +202,7 @@ class Faults(RuleBasedStateMachine):
         if net.agent.is_resting:
             return
         net.world.run_until(net.is_attached, net.now_ms + ATTACHED_WITHIN_MS)
-        net.client.busy = True
+        self.traffic(busy=True)  # which wakes an idle client, that sleeps for longer than this
         net.run(1_000)
         self.the_session_is_the_same_until_somebody_ends_it()
         assert net.client.longest_gap_ms(net.now_ms - 500) <= 200, "attached, and nothing passes"
