@@ -36,14 +36,25 @@ class Keeping:
     def __init__(self, state: ClientState, births: Births) -> None:
         self._state = state
         self._births = births
-        self._kept: tuple[object, ...] = ()
+        self._session: Session | None = None  # the one that was kept last,
+        self._kept: tuple[object, ...] = ()  # and how it was then
 
     def changed(self, paths_made: int) -> list[Effect]:
         """What has to be kept before anything else is done. `paths_made`: the number of the last
         path; the gateway counts probes by it."""
-        session, ticket = self._state.session, self._state.credentials
-        if session is None or session.id is None:
-            return []
+        session, former = self._state.session, self._session
+        effects: list[Effect] = []
+        if former is not None and former is not session:
+            # It ended in the step in which the next one began.
+            effects += self._keep(former, paths_made)
+            self._session = None
+        if session is not None and session.id is not None:
+            effects += self._keep(session, paths_made)
+            self._session = session
+        return effects
+
+    def _keep(self, session: Session, paths_made: int) -> list[Effect]:
+        ticket = self._state.credentials
         now = (session.id, session.state_version, session.attempt, session.epoch, ticket)
         if now == self._kept:
             return []

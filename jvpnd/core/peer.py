@@ -84,6 +84,8 @@ class Peer:
     issue: int = 0
     stored_version: int = 0
     confirmed: bool = True  # whether the client was heard under the present epoch
+    # Of before the last rekey, or of one that came to nothing: what comes late proves itself by it.
+    other_root: bytes = field(default=b"", repr=False)
     is_restored: bool = False  # from the session table, and bound to nothing yet
     unstable_ms: float = 0
     hinted_ms: float = float("-inf")

@@ -76,6 +76,9 @@ class Rebinding:
         body = open_request(packet, keys.proof_key(peer.session.root))
         if body is None:
             offer = self._offer_that_proves(peer, packet)
+            if offer is None and self._is_of_other_root(peer, packet):
+                self._state.count("request under another root")  # late, or not sure of the new one
+                return
             if offer is None:
                 what = f"bad proof for {peer.entry.name}"
                 self._state.abuse(now_ms, Reason.AUTH_FAIL, origin, what)
@@ -94,6 +97,11 @@ class Rebinding:
             self._state.count("reattach while one is being stored")
         elif self._check(now_ms, peer, origin, packet, ticket, request) is None:
             self._accept(now_ms, peer, origin, packet, ticket, request)
+
+    @staticmethod
+    def _is_of_other_root(peer: Peer, packet: bytes) -> bool:
+        root = peer.other_root
+        return bool(root) and open_request(packet, keys.proof_key(root)) is not None
 
     def _offer_that_proves(self, peer: Peer, packet: bytes) -> Offer | None:
         for offer in self._offers.all():

@@ -312,6 +312,7 @@ class Recovery:
         self._state.machine.note(session, "REATTACH_RESULT", reason, details)
         if reason in _FATAL_REJECTS:
             return True, _FATAL_REJECTS[reason]
+        self._state.fall_back(attempt.proof)  # the root that the gateway answers to
         if self._planned is not None:
             self._state.note_left(now_ms, self._planned)  # ever more seldom by our own choice
         self._refused(now_ms)

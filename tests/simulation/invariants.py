@@ -144,6 +144,7 @@ class History:
             version = row["state_version"]
             assert isinstance(version, int)
             self._now[bytes.fromhex(str(row["session_id"]))] = str(row["state"]), version
+            self.retold.restored(row)
 
     # --- for tests ---
 

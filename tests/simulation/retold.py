@@ -14,6 +14,7 @@ from jvpnd.core.gateway import Gateway
 from jvpnd.core.peer import Stored
 from jvpnd.core.reasons import Reason
 from jvpnd.core.session import Session
+from jvpnd.core.sessionrow import Row
 from jvpnd.core.states import State
 from jvpnd.core.wire import PacketType
 from jvpnd.observe.log import Event, EventLog
@@ -104,6 +105,14 @@ class Retold:
     def _saw(self, now_ms: int, session_id: str, state: State, path: str) -> None:
         _add(self._seen[session_id].states, now_ms, str(state))
         _add(self._seen[session_id].paths, now_ms, path)
+
+    def restored(self, row: Row) -> None:
+        """What the table held is the truth, whatever was told of that could not be written."""
+        facts = self._facts[str(row["session_id"])]
+        facts.state = str(row["state"])
+        facts.version, facts.epoch, facts.rekeys, facts.switches = (
+            int(str(row[name])) for name in ("state_version", "epoch", "rekeys", "switches")
+        )
 
     def rebooted(self) -> None:
         """Nobody told of the end of the sessions that there were."""

@@ -152,3 +152,17 @@ def test_a_root_that_a_gateway_forgot_before_it_confirmed_it_is_not_insisted_on(
     net.run(3_000)
     assert net.session.id == before
     assert net.session.state is State.ATTACHED
+
+
+def test_a_session_that_ended_is_not_taken_up_again() -> None:
+    net = Net(keeps=True, policy=Policy(transport_loss_ttl_ms=3_000))
+    before = net.attach()
+    for path in sorted(net.up):
+        net.world.paths[path].up = net.world.paths[path].down = Conditions(blackhole=True)
+    net.world.run_until(lambda: net.session.id is None, net.now_ms + 60_000)  # the next is begun
+    killed(net, "client", down_ms=10)
+    for path in sorted(net.up):
+        net.heal(path)
+    net.run(5_000)
+    assert net.session.id not in (None, before)
+    assert net.client_history.of("SESSION_CREATED")[-1].details["supersedes"] == before.hex()
