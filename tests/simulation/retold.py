@@ -110,8 +110,8 @@ class Retold:
         """What the table held is the truth, whatever was told of that could not be written."""
         facts = self._facts[str(row["session_id"])]
         facts.state = str(row["state"])
-        facts.version, facts.epoch, facts.rekeys, facts.switches = (
-            int(str(row[name])) for name in ("state_version", "epoch", "rekeys", "switches")
+        facts.version, facts.epoch, facts.rekeys = (
+            int(str(row[name])) for name in ("state_version", "epoch", "rekeys")
         )
 
     def rebooted(self) -> None:
