@@ -231,8 +231,8 @@ class Offers:
                 over = now_ms - offer.made_ms > c.HANDSHAKE_TIMEOUT_MS and not offer.confirming
             if over:
                 self._state.drop_offer(offer)
-                if peer is not None and offer.root != peer.session.root:
-                    peer.other_root = offer.root
+                if peer is not None:
+                    peer.note_root(offer.root)
 
     def confirm(self, now_ms: float, offer: Offer, reply: Reply) -> None:
         """The client has shown that it holds the keys: the birth or the rekey takes effect, and
@@ -355,7 +355,8 @@ class Offers:
     def _rekeyed(self, now_ms: float, peer: Peer, offer: Offer) -> None:
         session = peer.session
         session.rekeys += 1
-        peer.other_root, session.root = session.root, offer.root
+        former, session.root = session.root, offer.root
+        peer.note_root(former)
         session.epoch = session.attempt = offer.keys.epoch
         self._state.forget_offer(offer)
         self._state.drain_epoch(now_ms, peer)

@@ -17,6 +17,7 @@ from jvpnd.core.session import MINUTE_MS, Session
 from jvpnd.core.wire import Suite
 
 REMEMBERED_REQUESTS = 32
+REMEMBERED_ROOTS = 4
 
 
 class Stored(Enum):
@@ -84,8 +85,8 @@ class Peer:
     issue: int = 0
     stored_version: int = 0
     confirmed: bool = True  # whether the client was heard under the present epoch
-    # Of before the last rekey, or of one that came to nothing: what comes late proves itself by it.
-    other_root: bytes = field(default=b"", repr=False)
+    # Before the last rekeys, or of some that came to nothing: what is late proves itself by them.
+    other_roots: list[bytes] = field(default_factory=list, repr=False)
     is_restored: bool = False  # from the session table, and bound to nothing yet
     unstable_ms: float = 0
     hinted_ms: float = float("-inf")
@@ -116,6 +117,12 @@ class Peer:
         """Whether the gateway bears one more, confirmed by the client or not."""
         self.rebound_ms = [at for at in self.rebound_ms if now_ms - at < MINUTE_MS]
         return len(self.rebound_ms) < REBINDS_PER_MINUTE
+
+    def note_root(self, root: bytes) -> None:
+        """It is not, or no longer, the session's."""
+        if root != self.session.root:
+            self.other_roots.append(root)
+            del self.other_roots[:-REMEMBERED_ROOTS]
 
     def remember(self, tag: bytes, origin: Origin) -> None:
         """This request was decided."""

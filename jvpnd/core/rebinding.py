@@ -76,7 +76,7 @@ class Rebinding:
         body = open_request(packet, keys.proof_key(peer.session.root))
         if body is None:
             offer = self._offer_that_proves(peer, packet)
-            if offer is None and self._is_of_other_root(peer, packet):
+            if offer is None and self._is_of_another_root(peer, packet):
                 self._state.count("request under another root")  # late, or not sure of the new one
                 return
             if offer is None:
@@ -99,9 +99,9 @@ class Rebinding:
             self._accept(now_ms, peer, origin, packet, ticket, request)
 
     @staticmethod
-    def _is_of_other_root(peer: Peer, packet: bytes) -> bool:
-        root = peer.other_root
-        return bool(root) and open_request(packet, keys.proof_key(root)) is not None
+    def _is_of_another_root(peer: Peer, packet: bytes) -> bool:
+        roots = peer.other_roots
+        return any(open_request(packet, keys.proof_key(root)) is not None for root in roots)
 
     def _offer_that_proves(self, peer: Peer, packet: bytes) -> Offer | None:
         for offer in self._offers.all():
