@@ -262,7 +262,9 @@ class Writing:
         while len(self.packets()) < until:
             busy = self.turn()
             if not self.read() and not busy:
-                assert select.select([self.far], [], [], PATIENCE_S)[0], "packets are missing"
+                # An acknowledgement may be what is missing: then it is the writer's turn.
+                either = [self.far, self.poll]
+                assert select.select(either, [], [], PATIENCE_S)[0], "packets are missing"
 
     def packets(self) -> list[bytes]:
         """All that have come whole."""
