@@ -1,4 +1,4 @@
-"""Control's hold on a helper process: start it, talk to it, notice its end. Never blocks.
+"""Control's hold on a helper process: talk to it, notice its end. Never blocks.
 
 Child and control talk over a SOCK_SEQPACKET pair, one message a packet, descriptors beside it.
 """
@@ -8,28 +8,21 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
-import subprocess
-import sys
 from collections import deque
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Final
 
-import jvpnd
 from jvpnd.seqpacket import close_all, receive_message, send_message
+from jvpnd.spawn import Spawned
 
 MAX_QUEUED: Final = 4096
 MESSAGES_A_TURN: Final = 64
 STOP_TIMEOUT_S: Final = 2.0
 END_TIMEOUT_S: Final = 0.5  # from the end of its channel to its own
 
-_PACKAGE_ROOT: Final = str(Path(jvpnd.__file__).resolve().parent.parent)
-
 
 class ChildProcess:
-    """A running `python -m MODULE ARGUMENTS... DESCRIPTORS... PARENT_PID`, the channel being the
-    first descriptor.
+    """A process that has been started.
 
     `on_message` gets what the child sends, and owns the descriptors beside it. `on_exit` is called
     once if the child ends without having been stopped.
@@ -37,23 +30,18 @@ class ChildProcess:
 
     def __init__(
         self,
-        module: str,
-        arguments: Sequence[str],
-        fds: Sequence[int],
+        spawned: Spawned,
         max_message: int,
         on_message: Callable[[bytes, list[int]], None],
         on_exit: Callable[[], None],
     ) -> None:
-        """`fds`: inherited, and named to the child behind the channel. `max_message`: what is
-        longer comes with one byte more than that."""
+        """`max_message`: what is longer comes with one byte more than that."""
         self._loop = asyncio.get_running_loop()
         self._max_message = max_message
         self._on_message = on_message
         self._on_exit = on_exit
         self._queue: deque[tuple[bytes, list[int]]] = deque()
-        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self._process = _spawn(module, arguments, (theirs.fileno(), *fds))
+        self._process, self._channel = spawned.process, spawned.channel
         self._channel.setblocking(False)
         self._loop.add_reader(self._channel, self._read)
         self._ending: tuple[int, asyncio.TimerHandle] | None = None
@@ -177,17 +165,3 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:  # a real-time one
         return str(number)
-
-
-def _spawn(
-    module: str, arguments: Sequence[str], fds: Sequence[int]
-) -> subprocess.Popen[bytes]:
-    """Start a child that finds this very package, and nothing in the working directory."""
-    numbers = [str(number) for number in (*fds, os.getpid())]
-    paths = [_PACKAGE_ROOT, os.environ.get("PYTHONPATH", "")]
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", module, *arguments, *numbers],
-        stdin=subprocess.DEVNULL,
-        pass_fds=tuple(fds),
-        env={"PYTHONPATH": os.pathsep.join(filter(None, paths))},  # no secret, no NOTIFY_SOCKET
-    )

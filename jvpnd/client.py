@@ -34,7 +34,8 @@ from jvpnd.core.policy import Policy
 from jvpnd.core.states import State
 from jvpnd.core.watch import Traffic
 from jvpnd.dataplane.plane import DataPlane
-from jvpnd.host import SystemEntropy, has_aes, now_ms, wall_ms
+from jvpnd.entropy import SystemEntropy
+from jvpnd.host import has_aes, now_ms, wall_ms
 from jvpnd.net.changes import Serializer
 from jvpnd.net.links import LinkWatcher
 from jvpnd.net.routes import HostNetwork, Mode

@@ -24,10 +24,9 @@ from jvpnd.configendpoint import (
 from jvpnd.configfile import ConfigError, Table, read
 from jvpnd.configlimits import LimitSettings, limits_of
 from jvpnd.configtelemetry import TelemetrySettings, telemetry_of
-from jvpnd.core.messages import MAX_ADDRESSES
 from jvpnd.core.offloads import FEATURES, with_implied
 from jvpnd.core.policy import Policy, PolicyError, shown
-from jvpnd.core.wire import MAX_LANES
+from jvpnd.core.wire import MAX_ADDRESSES, MAX_LANES
 from jvpnd.host import default_lanes
 from jvpnd.keyfile import key_file, peer_key, preshared_key
 from jvpnd.transport.endpoint import Endpoint, Listen

@@ -8,10 +8,9 @@ from collections.abc import Collection, Hashable, Iterable
 from typing import TypeVar
 
 from jvpnd.configfile import Table
-from jvpnd.core.messages import TRANSPORTS
 from jvpnd.core.policy import shown
-from jvpnd.transport import quic
-from jvpnd.transport.endpoint import Endpoint, Listen
+from jvpnd.core.wire import TRANSPORTS
+from jvpnd.transport.endpoint import Endpoint, Listen, missing
 from jvpnd.transport.proxy import Proxy, from_environment, parse_proxy
 
 ENDPOINT_KEYS = ("transport", "address", "port", "server_name", "alpn")
@@ -57,7 +56,7 @@ def listen_of(table: Table) -> Listen:
 
 def _transport(table: Table) -> str:
     transport = table.choice("transport", TRANSPORTS, "udp")
-    if transport == "quic" and (problem := quic.missing()):
+    if problem := missing(transport):
         raise table.error("transport", problem, "udp, tcp, tls, or quic with that library")
     return transport
 

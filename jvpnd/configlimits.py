@@ -7,13 +7,12 @@ from typing import Final
 
 from jvpnd.configfile import Table
 from jvpnd.core.limits import Limits
-from jvpnd.observe.log import RING
 from jvpnd.transport.limits import MAX_CONNECTIONS, ConnectionLimits
 
 MAX_SESSIONS: Final = 16_000  # the data plane has a few slots more
 MAX_HALF_OPEN: Final = 16_384
 MAX_STRANGERS: Final = 4_096
-MIN_EVENTS, MAX_EVENTS = 64, 65_536
+EVENTS, MIN_EVENTS, MAX_EVENTS = 4096, 64, 65_536
 
 _GATEWAY_KEYS = ("sessions", "half_open", "connections", "strangers", "strangers_of_source")
 
@@ -24,7 +23,7 @@ class LimitSettings:
 
     core: Limits = field(default_factory=Limits)
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
-    events: int = RING
+    events: int = EVENTS
 
 
 def limits_of(top: Table, role: str) -> LimitSettings:
@@ -46,7 +45,7 @@ def limits_of(top: Table, role: str) -> LimitSettings:
             strangers,
             table.number("strangers_of_source", 1, MAX_STRANGERS, default.strangers_of_source),
         ),
-        table.number("events", MIN_EVENTS, MAX_EVENTS, RING),
+        table.number("events", MIN_EVENTS, MAX_EVENTS, EVENTS),
     )
     _check_together(table, settings.connections)
     return settings

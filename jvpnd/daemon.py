@@ -1,211 +1,50 @@
-"""The life of `jvpnd`: set up in order, serve until SIGTERM, take down in reverse."""
+"""How `jvpnd` begins: the configuration, then the workers, then all the rest.
+
+Somebody waits for a restart, and most of it is importing. So little is imported here, and the
+workers do theirs while `serve` is imported.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import logging
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeAlias
 
-from jvpnd.config import Config, ConfigError, load
-from jvpnd.control.server import AlreadyRunning, ControlServer, Handler
-from jvpnd.core.noise import public_key
-from jvpnd.dataplane.plane import DataPlane, DataPlaneError
-from jvpnd.host import wall_ms
-from jvpnd.net.errors import MissingFeature
-from jvpnd.net.routes import HostNetwork
-from jvpnd.net.tun import Tun, add_queue, claim, inherited_tun, open_tun, set_persistent
-from jvpnd.observe.log import EventLog
-from jvpnd.observe.measures import Measures
-from jvpnd.observe.telemetry import Telemetry
-from jvpnd.servicemanager import keep, keeps_descriptors, kept, notify
-from jvpnd.store.sqlite import SqliteTable, StoreError
-from jvpnd.transport.udp import ListenError
+from jvpnd.config import ConfigError, load
+from jvpnd.dataplane.launch import launch
 
 EXIT_OK = 0
 EXIT_CONFIG = 2
 EXIT_FEATURE = 3
-_TUN = "tun"  # its name at the service manager
-_log = logging.getLogger("jvpnd")
-
-
-class RuntimeDirError(Exception):
-    """The runtime directory cannot be used; one line that says why."""
 
 
 def run(config_file: Path, runtime: Path, check_only: bool) -> int:
     """Run the daemon in the foreground; returns its exit status (docs/cli.md)."""
     try:
         config = load(config_file)
-        if check_only:
-            print(f"{config_file}: ok: {config.role} {config.node}")
-            return EXIT_OK
-        _require_root()
-        with _usable(runtime):
-            runtime.mkdir(mode=0o755, parents=True, exist_ok=True)
-        asyncio.run(_serve(config, runtime))
-    except (ConfigError, RuntimeDirError, AlreadyRunning, StoreError) as error:
-        print(f"jvpnd: {error}", file=sys.stderr)
-        return EXIT_CONFIG
+    except ConfigError as error:
+        return _failed(EXIT_CONFIG, error)
+    if check_only:
+        print(f"{config_file}: ok: {config.role} {config.node}")
+        return EXIT_OK
+    if os.geteuid() != 0:
+        why = "must run as root: it creates a TUN device, routes and sockets"
+        return _failed(EXIT_FEATURE, why)
+    launched = launch(config.lanes)
+    from jvpnd import serve
+    from jvpnd.transport.udp import ListenError
+
+    try:
+        serve.run(config, runtime, launched)
+    except serve.WRONG_SETTINGS as error:
+        return _failed(EXIT_CONFIG, error)
     except ListenError as error:
-        print(f"jvpnd: {config_file}: {error}", file=sys.stderr)
-        return EXIT_CONFIG
-    except (MissingFeature, DataPlaneError) as error:
-        print(f"jvpnd: {error}", file=sys.stderr)
-        return EXIT_FEATURE
+        return _failed(EXIT_CONFIG, f"{config_file}: {error}")
+    except serve.MISSING as error:
+        return _failed(EXIT_FEATURE, error)
     return EXIT_OK
 
 
-@contextlib.contextmanager
-def _usable(runtime: Path) -> Iterator[None]:
-    """What the kernel says about the runtime directory, as one line for the user."""
-    try:
-        yield
-    except OSError as error:
-        problem = f"--runtime-dir {runtime}: {error.strerror or error}"
-        allowed = "a directory that root may write to, with a name of at most 90 bytes"
-        raise RuntimeDirError(f"{problem} (allowed: {allowed})") from error
-
-
-def _require_root() -> None:
-    if os.geteuid() != 0:
-        raise MissingFeature("must run as root: it creates a TUN device, routes and sockets")
-
-
-async def _serve(config: Config, runtime: Path) -> None:
-    """Everything that is entered here is left in reverse order, whatever happens."""
-    events = EventLog(config.node, wall_ms, config.limits.events)
-    async with contextlib.AsyncExitStack() as stack:
-        stopped = _stop_signal()
-        socket_file = runtime / "control.sock"
-        server = ControlServer(socket_file)
-        with _usable(runtime):
-            await server.start()
-        stack.push_async_callback(server.close)
-        telemetry = Telemetry(config.telemetry, config.node, config.role, events, wall_ms)
-        telemetry.start()
-        stack.push_async_callback(telemetry.stop)
-        name = config.interface.name
-        stack.enter_context(claim(name))
-        network = HostNetwork(name, runtime)
-        await network.resume()
-        tun, queues, is_kept = _open_tun(config, network.is_left)
-        for fd in queues:
-            stack.callback(os.close, fd)
-        if not is_kept:  # then it goes with us, unless we are killed
-            set_persistent(tun, True)
-            stack.callback(set_persistent, tun, False)
-            stack.push_async_callback(network.remove)
-        with _usable(runtime):
-            table = SqliteTable(runtime / "sessions.db", _owner(config))
-        stack.callback(table.close)
-        plane = DataPlane(queues, tun.offloads, config.interface.mtu, paused=True)
-        stack.push_async_callback(plane.close)
-        plane.launch()
-        make = _client if config.role == "client" else _gateway
-        shell, interface = make(
-            Parts(config, tun, plane, network, events, table, telemetry, runtime)
-        )
-        stack.push_async_callback(shell.stop)
-        await shell.start()
-        server.handlers, measure = interface()
-        telemetry.serve(measure)
-        stack.callback(telemetry.hang_up)
-        _log.info("%s %s is up on %s", config.role, config.node, tun.name)
-        notify("READY=1")
-        await stopped.wait()
-        notify("STOPPING=1")
-        _log.info("stopping")
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What both roles are made of."""
-
-    config: Config
-    tun: Tun
-    plane: DataPlane
-    network: HostNetwork
-    events: EventLog
-    table: SqliteTable
-    telemetry: Telemetry
-    runtime: Path
-
-
-class Shell(Protocol):
-    async def start(self) -> None: ...
-    async def stop(self) -> None: ...
-
-
-# What jvpnctl and the metrics ask of a shell.
-Interface: TypeAlias = Callable[[], tuple[dict[str, Handler], Callable[[], Measures]]]
-
-
-# The role's code is imported while the workers start, and what only jvpnctl needs when all is up:
-# after a restart somebody waits.
-
-
-def _client(its: Parts) -> tuple[Shell, Interface]:
-    from jvpnd.client import ClientShell
-
-    shell = ClientShell(
-        its.config, its.tun, its.plane, its.network, its.events, its.table, its.runtime
-    )
-
-    def interface() -> tuple[dict[str, Handler], Callable[[], Measures]]:
-        from jvpnd import commands, measures
-
-        handlers = commands.client_handlers(shell, its.tun, its.events, its.telemetry)
-        return handlers, partial(measures.client_measures, shell)
-
-    return shell, interface
-
-
-def _gateway(its: Parts) -> tuple[Shell, Interface]:
-    from jvpnd.gateway import GatewayShell
-
-    shell = GatewayShell(
-        its.config, its.tun, its.plane, its.network, its.events, its.table, its.runtime
-    )
-
-    def interface() -> tuple[dict[str, Handler], Callable[[], Measures]]:
-        from jvpnd import commands, measures
-
-        handlers = commands.gateway_handlers(shell, its.tun, its.events, its.telemetry)
-        return handlers, partial(measures.gateway_measures, shell)
-
-    return shell, interface
-
-
-def _open_tun(config: Config, is_left: bool) -> tuple[Tun, list[int], bool]:
-    """The TUN, a descriptor of it for each lane, and whether the service manager keeps them over a
-    restart. `is_left`: a device of this name that is there is ours."""
-    name, lanes, disabled = config.interface.name, config.lanes, config.disabled
-    fds = kept(_TUN)
-    tun = inherited_tun(fds, name, lanes, disabled)
-    if tun is not None:
-        return tun, fds, True
-    for fd in fds:
-        os.close(fd)
-    tun = open_tun(name, multi_queue=lanes > 1, disabled=disabled, ours=is_left)
-    queues = [tun.fd, *(add_queue(tun) for _ in range(1, lanes))]
-    return tun, queues, keeps_descriptors() and keep(_TUN, queues)
-
-
-def _owner(config: Config) -> str:
-    """What a daemon and its next start have in common, and no other: whose sessions they are."""
-    return f"{config.role} {public_key(config.private_key).hex()}"
-
-
-def _stop_signal() -> asyncio.Event:
-    stopped = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    return stopped
+def _failed(status: int, why: object) -> int:
+    print(f"jvpnd: {why}", file=sys.stderr)
+    return status

@@ -31,7 +31,8 @@ from jvpnd.core.sessionrow import Row
 from jvpnd.core.states import State
 from jvpnd.dataplane.counters import SLOTS
 from jvpnd.dataplane.plane import DataPlane
-from jvpnd.host import SystemEntropy, has_aes, now_ms
+from jvpnd.entropy import SystemEntropy
+from jvpnd.host import has_aes, now_ms
 from jvpnd.listeners import Listeners
 from jvpnd.net.routes import HostNetwork
 from jvpnd.net.tun import Tun

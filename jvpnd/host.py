@@ -1,4 +1,4 @@
-"""What the shell takes from the operating system for the core: time, entropy, CPU."""
+"""What the shell takes from the operating system for the core: the time, and what the CPU has."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import time
 from collections.abc import Collection
 from functools import cache
 from pathlib import Path
-
-from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PublicKey
 
 
 def now_ms() -> float:
@@ -20,17 +18,6 @@ def now_ms() -> float:
 def wall_ms() -> int:
     """Milliseconds since the epoch, for events."""
     return time.time_ns() // 1_000_000
-
-
-class SystemEntropy:
-    """The kernel's random source, and encapsulation, which draws from it too."""
-
-    def draw(self, count: int) -> bytes:
-        return os.urandom(count)
-
-    def encapsulate(self, public_key: bytes) -> tuple[bytes, bytes]:
-        """ML-KEM-768: (shared secret, ciphertext); ValueError for a malformed key."""
-        return MLKEM768PublicKey.from_public_bytes(public_key).encapsulate()
 
 
 def has_aes(disabled: Collection[str] = frozenset()) -> bool:

@@ -24,10 +24,9 @@ from jvpnd.core.effects import host_port
 from jvpnd.core.path import PathInfo
 from jvpnd.core.policy import Policy
 from jvpnd.net.links import Uplink
-from jvpnd.transport import quic
 from jvpnd.transport.carrier import Transport
 from jvpnd.transport.dial import Dialer
-from jvpnd.transport.endpoint import Endpoint
+from jvpnd.transport.endpoint import Endpoint, missing
 from jvpnd.transport.udp import PathError, open_path
 
 _log = logging.getLogger("jvpnd")
@@ -216,7 +215,7 @@ class ClientPaths:
         found = {(e.transport, e.address, e.port): e for e in self._endpoints}
         hosts = dict.fromkeys((e.address, e.server_name) for e in self._endpoints)
         for told in self._learned:
-            if told.transport == "quic" and quic.missing():
+            if missing(told.transport):
                 continue
             for host, name in [(told.address, None)] if told.address else hosts:
                 if ip_of(host) is None and told.transport != "tls":

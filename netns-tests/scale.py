@@ -34,7 +34,8 @@ from jvpnd.core.noise import public_key
 from jvpnd.core.path import PathInfo
 from jvpnd.core.policy import Policy
 from jvpnd.core.states import State
-from jvpnd.host import SystemEntropy, now_ms, wall_ms
+from jvpnd.entropy import SystemEntropy
+from jvpnd.host import now_ms, wall_ms
 
 GATEWAY = ("127.0.0.1", 7700)
 UNDER_WAY = 64  # births at once

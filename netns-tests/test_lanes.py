@@ -225,7 +225,7 @@ def worker(daemon: Daemon, role: str, lane: int) -> int:
     pid = daemon.process.pid
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         words = Path(f"/proc/{child}/cmdline").read_text().split("\0")
-        if words[3:6] == ["jvpnd.dataplane.worker", role, str(lane)]:
+        if words[4:7] == ["jvpnd.dataplane.worker", role, str(lane)]:
             return int(child)
     raise AssertionError(f"no {role} worker of lane {lane}:\n{daemon.log}")
 

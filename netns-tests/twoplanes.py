@@ -23,6 +23,7 @@ from namespaced import new_namespace, run
 
 from jvpnd.core.offloads import Offloads
 from jvpnd.core.wire import HEADER, Suite, datagrams_a_send
+from jvpnd.dataplane.launch import launch
 from jvpnd.dataplane.plane import DataPlane
 
 FULL = Offloads(vnet=True, tso=True, uso=True, udp_gso=True, udp_gro=True)
@@ -150,8 +151,7 @@ class End:
 async def launched(
     tun_fds: Sequence[int], offloads: Offloads, observer: Observer
 ) -> DataPlane:
-    plane = DataPlane(tun_fds, offloads, MTU)
-    plane.launch()
+    plane = DataPlane(launch(len(tun_fds)), tun_fds, offloads, MTU)
     await plane.ready(observer)
     return plane
 

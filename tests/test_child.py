@@ -6,13 +6,25 @@ The child is an interpreter that runs the statements of the test.
 from __future__ import annotations
 
 import asyncio
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
 
 from jvpnd.child import ChildProcess
+from jvpnd.spawn import Spawned
 
 PATIENCE_S = 20
+
+
+def started(statements: str) -> Spawned:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        number = theirs.fileno()
+        command = [sys.executable, "-c", statements, str(number)]
+        return Spawned(subprocess.Popen(command, pass_fds=(number,)), ours)
 
 
 def ended(statement: str, then: Callable[[ChildProcess], None] = lambda _: None) -> str:
@@ -20,12 +32,10 @@ def ended(statement: str, then: Callable[[ChildProcess], None] = lambda _: None)
 
     async def run() -> str:
         over, spoke = asyncio.Event(), asyncio.Event()
-        setup = "import os, socket, sys, time; number = int(sys.argv[-2])"
+        setup = "import os, socket, sys, time; number = int(sys.argv[1])"
         hello = "socket.socket(fileno=os.dup(number)).send(b'hello')"
         child = ChildProcess(
-            "timeit",
-            ("-n", "1", "-r", "1", "-s", setup, hello, statement),
-            (),
+            started("; ".join((setup, hello, statement))),
             64,
             lambda data, fds: spoke.set(),
             over.set,
@@ -79,7 +89,7 @@ def test_a_child_that_hangs_up_and_goes_on_is_ended() -> None:
 def test_a_child_that_is_stopped_while_it_ends_tells_nobody() -> None:
     async def run() -> None:
         told: list[str] = []
-        child = ChildProcess("nosuchmodule", (), (), 64, lambda *_: None, lambda: told.append("x"))
+        child = ChildProcess(started("1 / 0"), 64, lambda *_: None, lambda: told.append("x"))
         child._ended()  # as when its channel has ended
         await child.stop()
         await asyncio.sleep(0)

@@ -14,7 +14,9 @@ from jvpnd.core.effects import Endpoint
 from jvpnd.core.ticket import TICKET_LEN
 from jvpnd.core.wire import (
     HEADER_LEN,
+    MAX_ADDRESSES,
     MAX_CONTROL_LEN,
+    TRANSPORTS,
     PacketType,
     SealedHeader,
     Suite,
@@ -24,7 +26,7 @@ from jvpnd.core.wire import (
 KEY, OTHER = b"k" * 32, b"o" * 32
 u8, u32 = st.integers(0, 255), st.integers(0, 2**32 - 1)
 u62 = st.integers(0, 2**62 - 1)
-transports = st.sampled_from(m.TRANSPORTS)
+transports = st.sampled_from(TRANSPORTS)
 
 
 def blob(size: int) -> st.SearchStrategy[bytes]:
@@ -56,7 +58,7 @@ welcomes = st.builds(
     blob(32),
     blob(m.KEM_CIPHERTEXT_LEN),
     st.builds(m.PolicyBounds, *[u32] * 11),
-    st.lists(addresses, max_size=m.MAX_ADDRESSES).map(tuple),
+    st.lists(addresses, max_size=MAX_ADDRESSES).map(tuple),
     st.lists(endpoints, max_size=m.MAX_ENDPOINTS).map(tuple),
 )
 replies = st.builds(m.ProbeReply, u8, u8, u32, u32, u32, u32)

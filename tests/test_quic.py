@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from jvpnd.transport import quic
+from jvpnd.transport.endpoint import missing
 from jvpnd.transport.limits import MAX_CONNECTIONS
 from jvpnd.transport.quic import FIRST_ACCEPTED, MAX_REPORT, QuicRelay
 
@@ -23,9 +24,7 @@ FIRST = ["accepted", 1, FIRST_ACCEPTED, "192.0.2.1", 4433, 1170]
 class Child:
     """What ChildProcess is to a relay, without a process."""
 
-    def __init__(
-        self, module: str, arguments: Any, fds: Any, max_message: int, on_message: Any, on_exit: Any
-    ) -> None:
+    def __init__(self, spawned: Any, max_message: int, on_message: Any, on_exit: Any) -> None:
         self.on_message: Callable[[bytes, list[int]], None] = on_message
         self.sent: list[Any] = []
 
@@ -60,6 +59,7 @@ class Control:
 @pytest.fixture
 def control(monkeypatch: pytest.MonkeyPatch) -> Iterator[Control]:
     monkeypatch.setattr(quic, "ChildProcess", Child)
+    monkeypatch.setattr(quic, "spawn", lambda module: None)
     control = Control()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         ours, theirs = quic.new_pipe()
@@ -179,10 +179,10 @@ def test_accepted_connections_are_bounded(
 
 
 def test_missing_says_what_to_install() -> None:
-    assert quic.missing() == ""
+    assert missing("quic") == ""
     code = (
         "import sys; sys.modules['aioquic'] = None\n"
-        "from jvpnd.transport.quic import missing; print(missing())"
+        "from jvpnd.transport.endpoint import missing; print(missing('quic'))"
     )
     root = Path(quic.__file__).parents[2]
     done = subprocess.run(

@@ -17,6 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jvpnd.core.wire import HEADER, Suite
+from jvpnd.dataplane.counters import Counters
+from jvpnd.dataplane.launch import Launched
 from jvpnd.dataplane.messages import ReportKind
 from jvpnd.dataplane.plane import DataPlane
 
@@ -200,7 +202,8 @@ class Told:
 def test_one_worker_reads_a_stream_one_writes_it_and_only_one_has_its_keys() -> None:
     async def body() -> None:
         tuns = [os.memfd_create("tun"), os.memfd_create("tun")]
-        plane = DataPlane(tuns, FULL, 1400)
+        counters, fd = Counters.create(2)
+        plane = DataPlane(Launched([counters, Counters(fd, 1)], fd, {}), tuns, FULL, 1400)
         told = {(role, lane): Told() for role in ("uplink", "downlink") for lane in range(2)}
         plane._workers.update(told)  # type: ignore[arg-type]
 

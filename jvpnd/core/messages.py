@@ -12,13 +12,12 @@ from enum import IntEnum
 
 from jvpnd.core.effects import Endpoint
 from jvpnd.core.ticket import TICKET_LEN
-from jvpnd.core.wire import VERSION, Suite
+from jvpnd.core.wire import MAX_ADDRESSES, TRANSPORTS, VERSION, Suite
 
 KEM_PUBLIC_LEN = 1184
 KEM_CIPHERTEXT_LEN = 1088
 NO_SESSION = bytes(16)
 
-TRANSPORTS = ("udp", "tcp", "tls", "quic")
 CAPABILITY_AES = 1  # this end has AES instructions
 
 _INIT = struct.Struct("<BBBBQ16s16sQ")
@@ -27,7 +26,6 @@ _BOUNDS = struct.Struct("<11I")
 _REQUEST = struct.Struct("<Q32sQQQIBBBx")
 _ACK = struct.Struct(f"<Q32sQ{TICKET_LEN}sI")
 _ENDPOINT = struct.Struct("<BHB")
-MAX_ADDRESSES = 8
 MAX_ENDPOINTS = 8
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 VERSION = 1
+TRANSPORTS = ("udp", "tcp", "tls", "quic")  # by their number in messages
+MAX_ADDRESSES = 8  # of one client
 
 
 class PacketType(IntEnum):

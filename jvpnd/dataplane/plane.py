@@ -12,11 +12,10 @@ from hashlib import blake2b
 from typing import Any, Final, Protocol
 
 from jvpnd.core.offloads import Offloads
-from jvpnd.core.wire import KEY_LEN, MAX_LANES, Suite
+from jvpnd.core.wire import KEY_LEN, Suite
 from jvpnd.dataplane.carriers import Carrier, Relay, Stream, Udp
 from jvpnd.dataplane.counters import (
     ROLES,
-    Counters,
     SlotCounters,
     last_heard,
     octets_and_packets,
@@ -25,17 +24,16 @@ from jvpnd.dataplane.counters import (
     total_of,
     totals,
 )
+from jvpnd.dataplane.launch import Launched, Which, launch_worker
 from jvpnd.dataplane.messages import Remote, Report, ReportKind, canonical
 from jvpnd.dataplane.networks import PrefixTable
 from jvpnd.dataplane.process import WorkerProcess
 from jvpnd.dataplane.pulse import LOOK_S, Pulse
 from jvpnd.seqpacket import close_all
+from jvpnd.spawn import Spawned
 
 START_TIMEOUT_S: Final = 20.0
 RESTART_EVERY_S: Final = 1.0
-
-_Which = tuple[str, int]
-"""A worker: its role and its lane."""
 
 
 class DataPlaneError(Exception):
@@ -75,45 +73,39 @@ class DataPlane:
 
     def __init__(
         self,
+        launched: Launched,
         tun_fds: Sequence[int],
         offloads: Offloads,
         mtu: int,
         paused: bool = False,
     ) -> None:
-        """`launch` the workers, with the TUN left unread if `paused`; then wait for `ready`.
+        """Give the TUN to the workers, to be left unread if `paused`; then wait for `ready`.
 
         `tun_fds` are the non-blocking queues of a TUN, one a lane, with vnet headers of 10 bytes
         if offloads.vnet; they are duplicated. `mtu` is the TUN's, in bytes.
         """
-        if not 1 <= len(tun_fds) <= MAX_LANES:
-            raise ValueError(f"{len(tun_fds)} lanes: must be 1 to {MAX_LANES}")
         self.lanes = len(tun_fds)
         self._offloads = offloads
         self._mtu = mtu
         self._observer: PlaneObserver
         self._loop = asyncio.get_running_loop()
         self._tun_fds = [os.dup(fd) for fd in tun_fds]
-        first, self._counters_fd = Counters.create(self.lanes)
-        others = (Counters(self._counters_fd, lane) for lane in range(1, self.lanes))
-        self._counters = [first, *others]
+        self._counters, self._counters_fd = launched.counters, launched.counters_fd
         self._sockets: dict[int, Carrier] = {}
         self._limits: dict[int, int] = {}
         self._routes: dict[int, list[str]] = {}
         self._slots_used = 0
         self._paused = paused
         self._sent_under: dict[int, bytes] = {}
-        self._all = [(role, lane) for lane in range(self.lanes) for role in ROLES]
-        self._workers: dict[_Which, WorkerProcess] = {}
-        self._started_at = dict.fromkeys(self._all, 0.0)
-        self._ready = {which: self._loop.create_future() for which in self._all}
-        self._pulse: Pulse[_Which] = Pulse()
+        self._workers: dict[Which, WorkerProcess] = {}
+        self._started_at = dict.fromkeys(launched.workers, 0.0)
+        self._ready = {which: self._loop.create_future() for which in launched.workers}
+        self._pulse: Pulse[Which] = Pulse()
         self._look_timer: asyncio.TimerHandle | None = None
         self._closed = False
         self.restarts = dict.fromkeys(ROLES, 0)
-    def launch(self) -> None:
-        """Start the workers."""
-        for which in self._all:
-            self._launch(which)
+        for which, spawned in launched.workers.items():
+            self._adopt(which, spawned)
 
     async def ready(self, observer: PlaneObserver) -> None:
         """Wait until the workers run without privileges; `observer` is told everything from now on.
@@ -168,7 +160,7 @@ class DataPlane:
     def _add(self, socket_id: int, transport: Carrier) -> None:
         self.remove_socket(socket_id)
         self._sockets[socket_id] = transport
-        for which in self._all:
+        for which in self._workers:
             self._send_socket(which, socket_id)
 
     def remove_socket(self, socket_id: int) -> None:
@@ -313,26 +305,23 @@ class DataPlane:
         for lane in range(self.lanes):
             self._send((role, lane), name, **arguments)
 
-    def _send(self, which: _Which, name: str, fds: Sequence[int] = (), **arguments: Any) -> None:
+    def _send(self, which: Which, name: str, fds: Sequence[int] = (), **arguments: Any) -> None:
         worker = self._workers.get(which)
         if worker is not None:  # else it waits for its restart, and hears of the state then
             worker.send(name, fds, **arguments)
 
-    def _send_socket(self, which: _Which, socket_id: int) -> None:
+    def _send_socket(self, which: Which, socket_id: int) -> None:
         command = self._sockets[socket_id].for_worker(*which)
         if command is not None:
             name, fds, arguments = command
             self._send(which, name, fds, socket_id=socket_id, **arguments)
 
-    def _launch(self, which: _Which) -> None:
+    def _adopt(self, which: Which, spawned: Spawned) -> None:
         role, lane = which
         self._started_at[which] = self._loop.time()
         self._pulse.begin(which, self._counters[lane].turns(role))
         self._workers[which] = WorkerProcess(
-            role,
-            lane,
-            self.lanes,
-            self._counters_fd,
+            spawned,
             partial(self._take_report, which),
             partial(self._worker_exited, which),
         )
@@ -341,7 +330,7 @@ class DataPlane:
             self._send(which, "set_mtu", mtu=self._mtu)
             self._send(which, "pause", paused=self._paused)
 
-    def _worker_exited(self, which: _Which) -> None:
+    def _worker_exited(self, which: Which) -> None:
         why = self._workers.pop(which).how_it_ended
         ready = self._ready[which]
         if not ready.done():
@@ -352,19 +341,19 @@ class DataPlane:
             since = self._loop.time() - self._started_at[which]
             self._loop.call_later(max(0.0, RESTART_EVERY_S - since), self._relaunch, which, why)
 
-    def _lose_streams(self, which: _Which) -> None:
+    def _lose_streams(self, which: Which) -> None:
         """What it had read or written of a packet is gone with it."""
         if which[1] == 0:
             for socket_id in [n for n, each in self._sockets.items() if isinstance(each, Stream)]:
                 self._observer.socket_failed(socket_id, errno.EPIPE)
 
-    def _relaunch(self, which: _Which, why: str) -> None:
+    def _relaunch(self, which: Which, why: str) -> None:
         """Start a worker again and tell it the state of things, but no key: its counters begin at
         0, and a nonce must not repeat."""
         if self._closed:
             return
         self.restarts[which[0]] += 1
-        self._launch(which)
+        self._adopt(which, launch_worker(which, self.lanes, self._counters_fd))
         for socket_id in self._sockets:
             self._send_socket(which, socket_id)
         if which[0] == "uplink":
@@ -381,11 +370,11 @@ class DataPlane:
             self._workers[which].kill_hung()
         self._look_timer = self._loop.call_later(LOOK_S, self._look)
 
-    def _name(self, which: _Which) -> str:
+    def _name(self, which: Which) -> str:
         role, lane = which
         return role if self.lanes == 1 else f"lane {lane} {role}"
 
-    def _take_report(self, which: _Which, report: Report) -> None:
+    def _take_report(self, which: Which, report: Report) -> None:
         observer, kind = self._observer, report.kind
         if kind == ReportKind.READY:
             if not self._ready[which].done():

@@ -8,6 +8,7 @@ from typing import Any
 from jvpnd.child import ChildProcess
 from jvpnd.dataplane.messages import MAX_REPORT, Report, decode_report, encode_command
 from jvpnd.seqpacket import close_all
+from jvpnd.spawn import Spawned
 
 
 class WorkerProcess:
@@ -15,10 +16,7 @@ class WorkerProcess:
 
     def __init__(
         self,
-        role: str,
-        lane: int,
-        lanes: int,
-        counters_fd: int,
+        spawned: Spawned,
         on_report: Callable[[Report], None],
         on_exit: Callable[[], None],
     ) -> None:
@@ -28,10 +26,8 @@ class WorkerProcess:
             if report is not None:
                 on_report(report)
 
-        which = (role, str(lane), str(lanes))
-        module = "jvpnd.dataplane.worker"
         self._hung = False
-        self._child = ChildProcess(module, which, [counters_fd], MAX_REPORT, on_message, on_exit)
+        self._child = ChildProcess(spawned, MAX_REPORT, on_message, on_exit)
 
     @property
     def pid(self) -> int:

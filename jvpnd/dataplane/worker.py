@@ -1,4 +1,4 @@
-"""A data plane process: `python -m jvpnd.dataplane.worker ROLE LANE LANES CHANNEL_FD COUNTERS_FD
+"""A data plane process: `helper.py jvpnd.dataplane.worker ROLE LANE LANES CHANNEL_FD COUNTERS_FD
 PARENT_PID`.
 
 Started by process.py only. It holds keys and descriptors and nothing else: once it has the TUN it
@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable
 
 from jvpnd.core.offloads import Offloads
@@ -81,9 +80,3 @@ def main(
     channel.socket.setblocking(False)
     if channel.take_commands():  # first of all, perhaps, to leave the TUN unread
         worker.run(channel.socket, channel.take_commands)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:7]))
-    sys.stderr.flush()
-    os._exit(0)  # nothing is left to tidy up, and a restart may be waiting

@@ -14,7 +14,6 @@ from typing import Any, Final, TypeAlias
 
 Event: TypeAlias = dict[str, Any]
 
-RING: Final = 4096  # events kept for those who ask later
 QUEUE: Final = 1024  # events a subscriber may lag behind
 DROPPED: Final = "EVENTS_DROPPED"
 SCHEMA: Final = 1  # of every event: docs/events.schema.json
@@ -23,7 +22,7 @@ SCHEMA: Final = 1  # of every event: docs/events.schema.json
 class EventLog:
     """Numbers, stamps and keeps events (docs/events.md has the fields); oldest go first."""
 
-    def __init__(self, node_id: str, clock_ms: Callable[[], int], capacity: int = RING) -> None:
+    def __init__(self, node_id: str, clock_ms: Callable[[], int], capacity: int = 4096) -> None:
         self._node_id = node_id
         self._clock_ms = clock_ms  # wall clock
         self._capacity = capacity

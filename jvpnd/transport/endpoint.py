@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass, field
 
 
@@ -28,3 +29,10 @@ class Listen:
     alpn: tuple[str, ...] = ()
     pem: bytes | None = field(default=None, repr=False)
     advertise: str = ""
+
+
+def missing(transport: str) -> str:
+    """What to install before `transport` works; "" if all is there."""
+    if transport != "quic" or importlib.util.find_spec("aioquic") is not None:
+        return ""
+    return "QUIC needs aioquic, which is not installed: pip install 'jvpn[quic]'"

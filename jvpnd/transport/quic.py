@@ -9,7 +9,6 @@ here: on a pair of the relay's making it could switch control's end to blocking.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import socket
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from typing import Any, Final
 from jvpnd.child import ChildProcess
 from jvpnd.dataplane.messages import canonical, encode_command
 from jvpnd.seqpacket import close_all
+from jvpnd.spawn import spawn
 from jvpnd.transport.limits import MAX_CONNECTIONS
 
 FIRST_ACCEPTED: Final = 2**32  # numbers of accepted connections, from here up
@@ -38,13 +38,6 @@ _SHAPES: Final[dict[str, tuple[type, ...]]] = {
     "size": (int, int),  # number, size
     "failed": (int, str),  # number, why
 }
-
-
-def missing() -> str:
-    """What to install before QUIC works; "" if it is there."""
-    if importlib.util.find_spec("aioquic") is not None:
-        return ""
-    return "QUIC needs aioquic, which is not installed: pip install 'jvpn[quic]'"
 
 
 def new_pipe() -> tuple[socket.socket, socket.socket]:
@@ -91,8 +84,8 @@ class QuicRelay:
         self._listeners: set[int] = set()
         self._last_accepted = FIRST_ACCEPTED - 1
         self._accepted: list[socket.socket] = []
-        module = "jvpnd.transport.quicrelay"
-        self._child = ChildProcess(module, (), (), MAX_REPORT, self._on_message, on_exit)
+        spawned = spawn("jvpnd.transport.quicrelay")
+        self._child = ChildProcess(spawned, MAX_REPORT, self._on_message, on_exit)
 
     @property
     def pid(self) -> int:

@@ -1,4 +1,4 @@
-"""The QUIC relay: `python -m jvpnd.transport.quicrelay CHANNEL_FD PARENT_PID`.
+"""The QUIC relay: `helper.py jvpnd.transport.quicrelay CHANNEL_FD PARENT_PID`.
 
 Started by quic.py only. It parses what strangers send, so it gives up every privilege at once, and
 ends with its control process, however that ends: but for a goodbye, since nobody else can tell the
@@ -14,7 +14,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -212,7 +211,3 @@ def main(channel_fd: int, parent: int) -> None:
     channel = socket.socket(fileno=channel_fd)
     channel.setblocking(False)
     asyncio.run(run(channel))
-
-
-if __name__ == "__main__":
-    main(*map(int, sys.argv[1:3]))

@@ -15,6 +15,7 @@ from typing import Final
 from jvpnd.child import ChildProcess
 from jvpnd.dataplane.messages import encode_command
 from jvpnd.seqpacket import close_all
+from jvpnd.spawn import spawn
 from jvpnd.transport.tlscontext import pem_file
 from jvpnd.transport.tlsmessages import MAX_REPORT, decode_report
 
@@ -56,7 +57,8 @@ class TlsRelay:
                 on_failed(report.number, report.why)
 
         module, arguments = "jvpnd.transport.tlsrelay", [str(int(handshake_timeout_s * 1000))]
-        self._child = ChildProcess(module, arguments, [], MAX_REPORT, on_message, on_exit)
+        spawned = spawn(module, arguments)
+        self._child = ChildProcess(spawned, MAX_REPORT, on_message, on_exit)
 
     @property
     def pid(self) -> int:

@@ -1,4 +1,4 @@
-"""The TLS relay: `python -m jvpnd.transport.tlsrelay TIMEOUT_MS CHANNEL_FD PARENT_PID`.
+"""The TLS relay: `helper.py jvpnd.transport.tlsrelay TIMEOUT_MS CHANNEL_FD PARENT_PID`.
 
 Started by tls.py only. It parses what strangers send before anybody has proved who they are, so it
 holds nothing but descriptors and the certificate's key, has no privilege, and ends with its control
@@ -11,7 +11,6 @@ import resource
 import signal
 import socket
 import ssl
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -201,7 +200,3 @@ def main(timeout_ms: int, channel_fd: int, parent: int) -> None:
     channel.commands = relay.commands
     while channel.take_commands():
         relay.turn()
-
-
-if __name__ == "__main__":
-    main(*map(int, sys.argv[1:4]))

@@ -34,7 +34,7 @@ from jvpnd.core.packets import (
     unseal,
 )
 from jvpnd.core.wire import STREAM_LENGTH, PacketType, decode_sealed_header
-from jvpnd.host import SystemEntropy
+from jvpnd.entropy import SystemEntropy
 from lab.namespace import Namespace
 
 ANSWER_S = 2.0

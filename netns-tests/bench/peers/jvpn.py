@@ -11,10 +11,9 @@ from lab.daemons import INNER, ONLY_ETH0, Pair, disabling
 import jvpnd
 from bench.link import Link
 from bench.peers.base import Peer, Tunnel
-from jvpnd.core.messages import TRANSPORTS
-from jvpnd.core.wire import Suite
+from jvpnd.core.wire import TRANSPORTS, Suite
 from jvpnd.host import has_aes
-from jvpnd.transport import quic
+from jvpnd.transport.endpoint import missing
 
 # A suite's name in `jvpn-udp-...` and in labels; the gateway's configuration that makes it pick it.
 SUITES = {
@@ -42,7 +41,7 @@ class Jvpn(Peer):
     def missing(self) -> str:
         if self._suite == Suite.AES_256_GCM and not has_aes():
             return "this CPU has no AES instructions"
-        return quic.missing() if self._transport == "quic" else ""
+        return missing(self._transport)
 
     @contextlib.contextmanager
     def start(self, link: Link) -> Iterator[Tunnel]:
