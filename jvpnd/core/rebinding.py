@@ -33,6 +33,7 @@ from jvpnd.core.packets import (
 )
 from jvpnd.core.peer import Offer, Peer, Stored
 from jvpnd.core.reasons import Reason
+from jvpnd.core.session import Session
 from jvpnd.core.states import Event, State
 from jvpnd.core.ticket import Ticket, open_ticket
 from jvpnd.core.wire import PacketType
@@ -183,14 +184,7 @@ class Rebinding:
         """One compare-and-swap decides; only then is anything bound or answered."""
         session = peer.session
         details = _asked(request, origin)
-        if session.state is not State.RECOVERING:
-            event = {
-                Cause.NAT_REBIND: Event.NAT_REBOUND,
-                Cause.SWITCH: Event.SWITCH_ORDERED,
-            }.get(Cause(request.cause), Event.TRANSPORT_DIED)
-            if session.state is State.DEGRADED:
-                event = Event.CANDIDATE_VIABLE
-            self._state.machine.fire(session, event, now_ms, details)
+        self._lead_to_recovering(now_ms, session, request, details)
         peer.swapping, root = True, session.root
         nonce = self._state.entropy.draw(32)
         first = ticket.next_index == peer.next_index
@@ -200,13 +194,7 @@ class Rebinding:
             origin=origin,
             path_number=request.path_number,
             transport=origin.transport,
-            keys=EpochKeys(
-                request.attempt,
-                ticket.next_index,
-                request.receive_index,
-                keys.gateway_to_client(root, request.attempt, request.client_nonce, nonce),
-                keys.client_to_gateway(root, request.attempt, request.client_nonce),
-            ),
+            keys=_epoch_keys(root, ticket, request, nonce),
             next_index=next_index,
             issue=peer.issue + 1,
         )
@@ -214,16 +202,7 @@ class Rebinding:
         def future() -> Peer | None:
             if session.state is not State.RECOVERING or session.root != root:
                 return None
-            attached = replace(
-                session,
-                state=State.ATTACHED,
-                state_version=session.state_version + 1,
-                epoch=request.attempt,
-                attempt=request.attempt,
-                lost_since_ms=None,
-                switches=session.switches + peer.confirmed,
-                switched_at_ms=[*session.switched_at_ms, *([now_ms] if peer.confirmed else [])],
-            )
+            attached = _attached(now_ms, session, request.attempt, peer.confirmed)
             return replace(bound, session=attached)
 
         def stored(later_ms: float, outcome: Stored | None) -> None:
@@ -242,6 +221,17 @@ class Rebinding:
                 self._not_stored(later_ms, peer, origin, packet, request, outcome)
 
         self._state.swap(now_ms, peer, future, stored)
+
+    def _lead_to_recovering(
+        self, now_ms: float, session: Session, request: ReattachRequest, details: dict[str, object]
+    ) -> None:
+        if session.state is State.RECOVERING:
+            return
+        told = {Cause.NAT_REBIND: Event.NAT_REBOUND, Cause.SWITCH: Event.SWITCH_ORDERED}
+        event = told.get(Cause(request.cause), Event.TRANSPORT_DIED)
+        if session.state is State.DEGRADED:
+            event = Event.CANDIDATE_VIABLE
+        self._state.machine.fire(session, event, now_ms, details)
 
     def _not_stored(
         self,
@@ -340,6 +330,34 @@ class Rebinding:
             peer, request = asked
             details = _asked(request, origin)
             self._state.machine.note(peer.session, "REATTACH_RESULT", reason, details)
+
+
+def _epoch_keys(
+    root: bytes, ticket: Ticket, request: ReattachRequest, nonce: bytes
+) -> EpochKeys:
+    """Those of the epoch that the request begins, if it is accepted with `nonce`."""
+    attempt, theirs = request.attempt, request.client_nonce
+    return EpochKeys(
+        attempt,
+        ticket.next_index,
+        request.receive_index,
+        keys.gateway_to_client(root, attempt, theirs, nonce),
+        keys.client_to_gateway(root, attempt, theirs),
+    )
+
+
+def _attached(now_ms: float, session: Session, attempt: int, is_switch: bool) -> Session:
+    """The session as it will be, for the table."""
+    return replace(
+        session,
+        state=State.ATTACHED,
+        state_version=session.state_version + 1,
+        epoch=attempt,
+        attempt=attempt,
+        lost_since_ms=None,
+        switches=session.switches + is_switch,
+        switched_at_ms=[*session.switched_at_ms, *([now_ms] if is_switch else [])],
+    )
 
 
 def _asked(request: ReattachRequest, origin: Origin) -> dict[str, object]:
