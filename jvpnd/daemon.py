@@ -6,6 +6,7 @@ workers do theirs while `serve` is imported.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ def run(config_file: Path, runtime: Path, check_only: bool) -> int:
     if os.geteuid() != 0:
         why = "must run as root: it creates a TUN device, routes and sockets"
         return _failed(EXIT_FEATURE, why)
+    gc.disable()  # what a start makes stays: to look through it again and again only takes time
     launched = launch(config.lanes)
     from jvpnd import serve
     from jvpnd.transport.udp import ListenError

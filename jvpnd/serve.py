@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -98,6 +99,8 @@ async def _serve(config: Config, runtime: Path, launched: Launched) -> None:
         stack.callback(telemetry.hang_up)
         _log.info("%s %s is up on %s", config.role, config.node, tun.name)
         notify("READY=1")
+        gc.freeze()
+        gc.enable()
         await stopped.wait()
         notify("STOPPING=1")
         _log.info("stopping")
