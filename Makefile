@@ -50,10 +50,11 @@ root:
 
 venv: $(STAMP)
 
+# compat: a path and no finder, which every interpreter, so every restart, would have to import.
 $(STAMP): pyproject.toml | packages
 	@echo "installing into $(VENV): the project and its development tools"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat --editable '.[dev]'
 	@touch $@
 
 lint: venv
@@ -64,7 +65,7 @@ lint: venv
 unit: venv
 	$(BIN)/python -m pytest tests --numprocesses auto --dist worksteal
 
-# Always the same stories, as many as fit into two minutes of two cores.
+# Always the same stories, as many as fit into seven minutes of two cores.
 simulate: venv
 	$(BIN)/python -m tests.simulation.soak --seeds $(STORIES)
 
