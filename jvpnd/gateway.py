@@ -6,6 +6,7 @@ import errno
 import ipaddress
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from jvpnd.config import Client, Config
@@ -15,6 +16,7 @@ from jvpnd.core.effects import (
     BindSend,
     Endpoint,
     Expect,
+    NetworksChanged,
     Origin,
     ReleaseReceive,
     ReleaseSend,
@@ -26,6 +28,7 @@ from jvpnd.core.effects import (
     Vouch,
 )
 from jvpnd.core.gateway import Gateway
+from jvpnd.core.listing import ListChange
 from jvpnd.core.peer import ClientEntry
 from jvpnd.core.sessionrow import Row
 from jvpnd.core.states import State
@@ -71,7 +74,7 @@ class GatewayShell:
         self.core = Gateway(
             config.node,
             config.private_key,
-            [_entry(client, config.interface.address) for client in config.clients],
+            _entries(config),
             config.policy,
             SystemEntropy(),
             has_aes(config.disabled),
@@ -90,6 +93,7 @@ class GatewayShell:
                 Expect: lambda e: self.plane.expect(e.index),
                 Unexpect: lambda e: self.plane.unexpect(e.index),
                 SessionUp: self._session_up,
+                NetworksChanged: self._networks_changed,
                 SessionDown: self._session_down,
                 Swap: self._swap,
                 Vouch: lambda e: self.listeners.vouch(e.origin.socket_id),
@@ -122,8 +126,7 @@ class GatewayShell:
             self.plane.pause(False)
         self.driver.pump()
         await self._network.configure(interface.address, interface.mtu)
-        networks = [network for client in self.config.clients for network in client.networks]
-        await self._network.route("split", networks)
+        await self._network.route("split", _networks(self.config))
         self._network.enable_forwarding()
 
     def _take_up(self, rows: Sequence[Row]) -> None:
@@ -141,6 +144,17 @@ class GatewayShell:
         self.driver.stop()
         await self.plane.close()
         await self.listeners.stop()
+
+    async def apply_clients(self, config: Config) -> ListChange:
+        """Put the clients of `config` in place of those of before, in the host's routes too."""
+        before = _networks(self.config)
+        self.config = replace(self.config, clients=config.clients)
+        change = self.core.apply_clients(now_ms(), _entries(self.config))
+        self.driver.pump()
+        networks = _networks(self.config)
+        if networks != before:
+            await self._network.route("split", networks)
+        return change
 
     @property
     def store_problem(self) -> str:
@@ -226,10 +240,17 @@ class GatewayShell:
 
     def _session_up(self, effect: SessionUp) -> None:
         slot = self._free.pop()
-        hosts = tuple(str(ipaddress.ip_interface(a).ip) for a in effect.addresses)
         self.slots[effect.session_id] = slot
-        self._inner[effect.session_id] = (*hosts, *effect.networks)
+        self._inner[effect.session_id] = _inner(effect.addresses, effect.networks)
         self.plane.set_routes(slot, self._inner[effect.session_id])
+
+    def _networks_changed(self, effect: NetworksChanged) -> None:
+        slot = self.slots.get(effect.session_id)
+        if slot is not None:
+            addresses = self.core.sessions[effect.session_id].session.addresses
+            inner = self._inner[effect.session_id] = _inner(addresses, effect.networks)
+            self.plane.set_sources(slot, inner)
+            self.plane.set_routes(slot, inner)
 
     def _session_down(self, effect: SessionDown) -> None:
         slot = self.slots.pop(effect.session_id, None)
@@ -261,6 +282,20 @@ class GatewayShell:
             self.rates.sample(now, totals["tx_bytes"], totals["rx_bytes"])
             if self._backlog.sample(now, totals["tx_bytes"]):
                 self.listeners.limit_unsent(self._backlog.limit)
+
+
+def _inner(addresses: Sequence[str], networks: Sequence[str]) -> tuple[str, ...]:
+    """What a session may send from, and is sent what is for."""
+    return (*(str(ipaddress.ip_interface(a).ip) for a in addresses), *networks)
+
+
+def _networks(config: Config) -> list[str]:
+    """What is behind the clients."""
+    return [network for client in config.clients for network in client.networks]
+
+
+def _entries(config: Config) -> list[ClientEntry]:
+    return [_entry(client, config.interface.address) for client in config.clients]
 
 
 def _entry(client: Client, own: tuple[str, ...]) -> ClientEntry:

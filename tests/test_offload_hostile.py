@@ -227,6 +227,22 @@ def test_foreign_source_is_dropped_and_counted(
     assert target.drops() == {"bad_source": 1}
 
 
+@pytest.mark.parametrize("version", [4, 6])
+def test_sources_change_while_the_key_and_its_replay_window_stay(
+    version: int, session: Session, target: Receiver
+) -> None:
+    peer = Peer(session)
+    old, new = (framed(honest(version, source=each)) for each in ("", FOREIGN[version]))
+    first = peer.seal(old)
+    assert len(target.take([[first]])) == 1
+    target.command("set_sources", slot=session.slot, networks=[FOREIGN[version]])
+    assert target.take([[first], [peer.seal(old)]]) == []
+    assert target.drops() == {"replayed": 1, "bad_source": 1}
+    assert len(target.take([[peer.seal(new)]])) == 1
+    target.command("set_sources", slot=session.slot + 1, networks=list(session.networks))
+    assert len(target.take([[peer.seal(new)]])) == 1  # another slot is another's
+
+
 def test_slices_beyond_65535_bytes_are_never_joined(session: Session, target: Receiver) -> None:
     """A header that promises the most there is, and slices that go on behind its end."""
     peer, packet = Peer(session), honest(size=65535 - 40)

@@ -108,6 +108,14 @@ class SessionUp:
 
 
 @dataclass(frozen=True, slots=True)
+class NetworksChanged:
+    """These networks are the session's own from now on, besides its inner addresses."""
+
+    session_id: bytes
+    networks: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SessionDown:
     """The session has ended: forget its inner routes."""
 
@@ -197,6 +205,7 @@ Effect: TypeAlias = (
     | Unexpect
     | PauseTun
     | SessionUp
+    | NetworksChanged
     | SessionDown
     | SaveTimestamp
     | Keep

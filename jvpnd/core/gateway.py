@@ -19,6 +19,7 @@ from jvpnd.core.effects import (
 from jvpnd.core.entropy import Entropy
 from jvpnd.core.gatewaystate import GatewayState
 from jvpnd.core.limits import DEFAULT_LIMITS, Limits
+from jvpnd.core.listing import ListChange, Listing
 from jvpnd.core.messages import (
     Control,
     decode_probe,
@@ -56,6 +57,7 @@ class Gateway:
         self._offers = Offers(self._state, clients, has_aes, tuple(endpoints))
         self._rebinding = Rebinding(self._state, self._offers)
         self._restoring = Restoring(self._state, self._offers)
+        self._listing = Listing(self._state, self._offers)
         self._scan_ms = 0.0
         self._unseen: list[Peer] = []  # of this round of looking at all sessions
 
@@ -155,6 +157,11 @@ class Gateway:
         before, self._state.policy = self._state.policy, policy
         self._state.machine.policy_applied(None, before, policy)
         self._scan_ms = now_ms
+
+    def apply_clients(self, now_ms: float, entries: Iterable[ClientEntry]) -> ListChange:
+        """Replace the list of clients. Nobody's session ends but that of a client which is listed
+        no more, or with other addresses or another pre-shared key."""
+        return self._listing.apply(now_ms, entries)
 
     def timer(self, now_ms: float) -> None:
         """Time has passed."""

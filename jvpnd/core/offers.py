@@ -55,7 +55,7 @@ class Offers:
     ) -> None:
         self._state = state
         self._endpoints = endpoints
-        self._clients = {entry.public_key: entry for entry in clients}
+        self.clients = {entry.public_key: entry for entry in clients}
         self._has_aes = has_aes
         self._handshake = GatewayHandshake(state.secret, state.entropy)
         self._ticket_key = keys.ticket_key(state.secret)
@@ -82,7 +82,7 @@ class Offers:
         if opened is None:
             self._state.count("bad INIT")
             return
-        entry = self._clients.get(opened.client_public)
+        entry = self.clients.get(opened.client_public)
         if entry is None:
             self._state.abuse(now_ms, Reason.AUTH_FAIL, origin, "unknown client key")
             return
@@ -181,7 +181,26 @@ class Offers:
 
     def client(self, public_key: bytes | None) -> ClientEntry | None:
         """The client of this key, if the configuration lists it."""
-        return self._clients.get(public_key) if public_key is not None else None
+        return self.clients.get(public_key) if public_key is not None else None
+
+    def relist(self, clients: dict[bytes, ClientEntry]) -> None:
+        """The clients, by public key, from now on. Offers to who is no more among them are void."""
+        self.clients = clients
+        for gone in self._newest.keys() - clients.keys():
+            del self._newest[gone]
+        for offer in self.all():
+            entry = self.still_listed(offer.entry)
+            if entry is not None:
+                offer.entry = entry
+            elif not offer.confirming:  # else it is seen to once the table has answered
+                self._state.drop_offer(offer)
+
+    def still_listed(self, entry: ClientEntry) -> ClientEntry | None:
+        """What the list has of this client now; None if what it was given holds no more."""
+        now = self.clients.get(entry.public_key)
+        if now is None or (now.addresses, now.psk) != (entry.addresses, entry.psk):
+            return None
+        return now
 
     def remember(self, peer: Peer) -> None:
         """The INIT of a session from before a restart: it, and older ones, are replays."""
@@ -277,8 +296,13 @@ class Offers:
             self._births -= 1
             if outcome is Stored.OK:
                 self._state.forget_offer(offer)
+                born.entry = self.still_listed(offer.entry) or offer.entry
+                session.client = born.entry.name
                 self._born(later_ms, born, offer)
                 reply(later_ms, born)
+                if self.still_listed(born.entry) is None:  # the list changed meanwhile
+                    event, why = Event.POLICY_TERMINATED, Reason.POLICY_TERMINATION
+                    self._state.end(later_ms, born, event, why)
             elif outcome is not None:
                 self._state.drop_offer(offer)
                 self._state.store_failed(born, outcome)

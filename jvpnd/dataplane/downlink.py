@@ -120,6 +120,7 @@ class Downlink:
             "add_stream": self.add_stream,
             "remove_socket": self.remove_socket,
             "bind_receive": self.bind_receive,
+            "set_sources": self.set_sources,
             "release_receive": self.release_receive,
             "expect": self._early.expect,
             "unexpect": self._early.unexpect,
@@ -172,8 +173,7 @@ class Downlink:
         else:
             lanes = range(MAX_LANES) if all_lanes else self._own_lanes
             opener = Opener(Suite(suite), secret, index, self._assembly, lanes)
-        sources: PrefixTable[bool] = PrefixTable()
-        sources.set(True, networks)
+        sources = _sources(networks)
         remote = None if remote is None else (remote[0], remote[1])
         self._bindings[index] = _Binding(
             slot, slot_base(slot), secret, opener, sources, socket_id, remote
@@ -182,6 +182,13 @@ class Downlink:
             data = memoryview(held.data)
             self._take_batch(data, len(data), held.socket_id, held.remote, clock_ms())
         self._settle()
+
+    def set_sources(self, slot: int, networks: list[str]) -> None:
+        """What is bound for the slot goes on, with these inner sources."""
+        sources = _sources(networks)
+        for binding in self._bindings.values():
+            if binding.slot == slot:
+                binding.sources = sources
 
     def release_receive(self, index: int) -> None:
         self._bindings.pop(index, None)
@@ -379,6 +386,12 @@ class Downlink:
             self._epoll.unregister(inlet.socket)
             del self._by_fd[inlet.socket.fileno()]
         inlet.socket.close()
+
+
+def _sources(networks: list[str]) -> PrefixTable[bool]:
+    table: PrefixTable[bool] = PrefixTable()
+    table.set(True, networks)
+    return table
 
 
 def _gro_size(ancillary: list[Any]) -> int:

@@ -204,6 +204,11 @@ class DataPlane:
             self._send(("downlink", lane), "release_receive", index=index)
         self._send(("downlink", 0), "bind_receive", all_lanes=True, **arguments)
 
+    def set_sources(self, slot: int, networks: Sequence[str]) -> None:
+        """The inner sources of what is bound for the slot, in place of those before."""
+        checked = _checked_networks(networks)
+        self._tell("downlink", "set_sources", slot=_checked_slot(slot), networks=checked)
+
     def release_receive(self, index: int) -> None:
         """Accept nothing for `index` any more, nor hold it."""
         self._tell("downlink", "release_receive", index=index)
