@@ -139,6 +139,11 @@ class ClientShell:
         self.paths.start(self._watcher.uplinks())
         self.driver.pump()
 
+    async def apply_config(self, config: Config) -> None:
+        """Of what can change while all goes on a client has the policy only: which paths it allows
+        is looked at again."""
+        self.paths.refresh()
+
     async def stop(self) -> None:
         """Close everything that is ours but the host's network and the TUN. The session stays: the
         next start goes on with it, if that comes before the gateway's patience is over."""

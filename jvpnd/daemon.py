@@ -37,7 +37,7 @@ def run(config_file: Path, runtime: Path, check_only: bool) -> int:
     from jvpnd.transport.udp import ListenError
 
     try:
-        serve.run(config, runtime, launched)
+        serve.run(config_file, config, runtime, launched)
     except serve.WRONG_SETTINGS as error:
         return _failed(EXIT_CONFIG, error)
     except ListenError as error:

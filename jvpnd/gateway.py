@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import ipaddress
 import logging
@@ -145,11 +146,12 @@ class GatewayShell:
         await self.plane.close()
         await self.listeners.stop()
 
-    async def apply_clients(self, config: Config) -> ListChange:
+    async def apply_config(self, config: Config) -> ListChange:
         """Put the clients of `config` in place of those of before, in the host's routes too."""
         before = _networks(self.config)
         self.config = replace(self.config, clients=config.clients)
-        change = self.core.apply_clients(now_ms(), _entries(self.config))
+        entries = await asyncio.to_thread(_entries, self.config)  # there may be thousands
+        change = self.core.apply_clients(now_ms(), entries)
         self.driver.pump()
         networks = _networks(self.config)
         if networks != before:

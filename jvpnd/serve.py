@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from jvpnd.config import Config
 from jvpnd.control.server import AlreadyRunning, ControlServer, Handler
@@ -29,6 +29,10 @@ from jvpnd.observe.telemetry import Telemetry
 from jvpnd.servicemanager import keep, keeps_descriptors, kept, notify
 from jvpnd.store.sqlite import SqliteTable, StoreError
 
+if TYPE_CHECKING:
+    from jvpnd.core.listing import ListChange
+    from jvpnd.shell import Core, CoreDriver
+
 _TUN = "tun"  # its name at the service manager
 _log = logging.getLogger("jvpnd")
 
@@ -41,11 +45,11 @@ WRONG_SETTINGS = (RuntimeDirError, AlreadyRunning, StoreError)
 MISSING = (MissingFeature, DataPlaneError)
 
 
-def run(config: Config, runtime: Path, launched: Launched) -> None:
-    """Serve until SIGTERM. Raises one of WRONG_SETTINGS or MISSING, or ListenError."""
+def run(config_file: Path, config: Config, runtime: Path, launched: Launched) -> None:
+    """Serve what `config_file` says, which is `config`, until SIGTERM. Raises one of WRONG_SETTINGS or MISSING, or ListenError."""
     with _usable(runtime):
         runtime.mkdir(mode=0o755, parents=True, exist_ok=True)
-    asyncio.run(_serve(config, runtime, launched))
+    asyncio.run(_serve(config_file, config, runtime, launched))
 
 
 @contextlib.contextmanager
@@ -59,7 +63,9 @@ def _usable(runtime: Path) -> Iterator[None]:
         raise RuntimeDirError(f"{problem} (allowed: {allowed})") from error
 
 
-async def _serve(config: Config, runtime: Path, launched: Launched) -> None:
+async def _serve(
+    config_file: Path, config: Config, runtime: Path, launched: Launched
+) -> None:
     """Everything that is entered here is left in reverse order, whatever happens."""
     events = EventLog(config.node, wall_ms, config.limits.events)
     async with contextlib.AsyncExitStack() as stack:
@@ -94,7 +100,8 @@ async def _serve(config: Config, runtime: Path, launched: Launched) -> None:
         )
         stack.push_async_callback(shell.stop)
         await shell.start()
-        server.handlers, measure = interface()
+        handlers, measure = interface()
+        server.handlers = {**handlers, "reload": _reloading(config_file, config, shell)}
         telemetry.serve(measure)
         stack.callback(telemetry.hang_up)
         _log.info("%s %s is up on %s", config.role, config.node, tun.name)
@@ -121,6 +128,13 @@ class Parts:
 
 
 class Shell(Protocol):
+    """`core`, `driver` and `apply_config`: as reloading.py wants them."""
+
+    driver: CoreDriver
+
+    @property
+    def core(self) -> Core: ...
+    async def apply_config(self, config: Config) -> ListChange | None: ...
     async def start(self) -> None: ...
     async def stop(self) -> None: ...
 
@@ -164,6 +178,15 @@ def _gateway(its: Parts) -> tuple[Shell, Interface]:
     return shell, interface
 
 
+def _reloading(config_file: Path, config: Config, shell: Shell) -> Handler:
+    """From now on SIGHUP has the configuration read again, and so has the handler."""
+    from jvpnd.reloading import Reloader
+
+    reloader = Reloader(config_file, config, shell)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.hang_up)
+    return reloader.command
+
+
 def _open_tun(config: Config, is_left: bool) -> tuple[Tun, list[int], bool]:
     """The TUN, a descriptor of it for each lane, and whether the service manager keeps them over a
     restart. `is_left`: a device of this name that is there is ours."""
@@ -186,6 +209,7 @@ def _owner(config: Config) -> str:
 
 def _stop_signal() -> asyncio.Event:
     stopped = asyncio.Event()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     return stopped

@@ -30,9 +30,10 @@ from jvpnd.cli.options import (
     session_option,
     since_option,
 )
+from jvpnd.cli.reload import reload
 from jvpnd.config import ConfigError, load, load_policy
 from jvpnd.control.client import ControlClient, NotRunning
-from jvpnd.control.protocol import SOCKET_PATH, Refused
+from jvpnd.control.protocol import CONFIG_INVALID, SOCKET_PATH, Refused
 from jvpnd.core.noise import public_key
 from jvpnd.core.policy import Policy
 from jvpnd.core.wire import KEY_LEN
@@ -54,7 +55,7 @@ class Tool(click.Group):
         try:
             return super().invoke(ctx)
         except Refused as error:
-            _fail(error, EXIT_REFUSED)
+            _fail(error, EXIT_USAGE if error.reason == CONFIG_INVALID else EXIT_REFUSED)
         except ConfigError as error:
             _fail(error, EXIT_USAGE)
         except NotRunning as error:
@@ -258,6 +259,9 @@ def switch(options: Options, path: str | None, best: bool) -> None:
         path = _whole(path, [row["id"] for row in options.ask("paths")], "path")
     answer = options.ask("switch", path=path)
     options.show(answer, lambda row: f"ordered: the session is {row['state']}")
+
+
+main.add_command(reload)
 
 
 @main.command()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 SOCKET_PATH: Final = "/run/jvpn/control.sock"
+CONFIG_INVALID: Final = "CONFIG_INVALID"  # why a reload is refused
 MAX_REQUEST: Final = 64 * 1024  # bytes of a line, its end included
 
 
