@@ -28,7 +28,7 @@ from jvpnd.core.offloads import FEATURES, with_implied
 from jvpnd.core.policy import Policy, PolicyError, shown
 from jvpnd.core.wire import MAX_ADDRESSES, MAX_LANES
 from jvpnd.host import default_lanes
-from jvpnd.keyfile import key_file, peer_key, preshared_key
+from jvpnd.keyfile import own_key, peer_key, preshared_key
 from jvpnd.transport.endpoint import Endpoint, Listen
 from jvpnd.transport.proxy import Proxy
 
@@ -59,7 +59,8 @@ _ROLE_KEYS = {
     "gateway": ("listen", "client"),
 }
 _ALL_KEYS = (*_COMMON_KEYS, *_ROLE_KEYS["client"], *_ROLE_KEYS["gateway"])
-_CLIENT_KEYS = ("name", "public_key", "address", "networks", "preshared_key_file")
+_PSK_KEYS = ("preshared_key", "preshared_key_file")
+_CLIENT_KEYS = ("name", "public_key", "address", "networks", *_PSK_KEYS)
 _NETWORKS_TEXT = 'networks like ["10.20.0.0/16"], host bits zero'
 _ADDRESS_TEXT = 'addresses with prefix length like ["10.77.0.1/24", "fd77::1/64"]'
 _IFNAME_TEXT = "1 to 15 letters, digits, '.', '_' or '-'"
@@ -177,7 +178,7 @@ def _client(top: Table) -> Config:
     name = _interface_name(table)
     routes = _routes(top.table("routes", ("mode", "networks", "kill_switch")))
     interface = Interface(name, _mtu(table, routes.networks))
-    keys = ("public_key", "endpoint", "preshared_key_file", "proxy")
+    keys = ("public_key", "endpoint", *_PSK_KEYS, "proxy")
     peer = top.table("gateway", keys, required=True)
     rows = peer.tables("endpoint", ENDPOINT_KEYS, required=True)
     endpoints = tuple(map(endpoint_of, rows))
@@ -260,8 +261,7 @@ def _check_clients_together(top: Table, clients: Collection[Client]) -> None:
 
 
 def _identity(top: Table) -> bytes:
-    table = top.table("identity", ("private_key_file",))
-    return key_file(table, "private_key_file", "/etc/jvpn/private.key")
+    return own_key(top.table("identity", ("private_key", "private_key_file")))
 
 
 def _policy(top: Table, carried: Collection[str] | None = None) -> Policy:

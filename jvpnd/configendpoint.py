@@ -49,7 +49,8 @@ def listen_of(table: Table) -> Listen:
     address = address_of(table, "address", "an IP address of this host, or ::")
     advertise = "" if ip_of(address) in _ANY else address
     if "advertise" in table:
-        advertise = address_of(table, "advertise", "the IP address that clients reach")
+        allowed = "the IP address or host name that clients reach"
+        advertise = address_of(table, "advertise", allowed, names=True)
     pem, alpn = _certificate(table, transport), _alpn(table, transport)
     return Listen(transport, address, _port(table, transport), alpn, pem, advertise)
 
@@ -72,7 +73,7 @@ def address_of(table: Table, key: str, allowed: str, names: bool = False) -> str
     if address is None and not (names and _HOST_NAME.fullmatch(text)):
         raise table.error(key, f"{shown(text)} is not an address", allowed)
     if address is not None:
-        wild = address.is_unspecified and (names or key == "advertise")
+        wild = address.is_unspecified and names
         if address.is_multicast or wild:
             raise table.error(key, f"{text} is not one host's", allowed)
         text = str(address)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from jvpnd.config import Client, Config
+from jvpnd.configendpoint import ip_of
 from jvpnd.core.constants import SCAN_MS
 from jvpnd.core.effects import (
     BindReceive,
@@ -46,6 +47,7 @@ from jvpnd.shell import CoreDriver
 from jvpnd.store.meter import StoreMeter
 from jvpnd.store.table import SessionTable
 from jvpnd.transport.backlog import SAMPLE_MS, Backlog
+from jvpnd.transport.endpoint import Listen
 
 _log = logging.getLogger("jvpnd")
 
@@ -79,7 +81,7 @@ class GatewayShell:
             config.policy,
             SystemEntropy(),
             has_aes(config.disabled),
-            [Endpoint(each.transport, each.advertise, each.port) for each in config.listen],
+            [Endpoint(each.transport, _told(each), each.port) for each in config.listen],
             config.limits.core,
         )
         self.driver = CoreDriver(
@@ -284,6 +286,11 @@ class GatewayShell:
             self.rates.sample(now, totals["tx_bytes"], totals["rx_bytes"])
             if self._backlog.sample(now, totals["tx_bytes"]):
                 self.listeners.limit_unsent(self._backlog.limit)
+
+
+def _told(listen: Listen) -> str:
+    """The address that clients are told; "": the one by which they have come, as with a name."""
+    return listen.advertise if ip_of(listen.advertise) is not None else ""
 
 
 def _inner(addresses: Sequence[str], networks: Sequence[str]) -> tuple[str, ...]:

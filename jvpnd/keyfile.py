@@ -51,10 +51,33 @@ def peer_key(table: Table, secret: bytes) -> bytes:
     return key
 
 
+def own_key(table: Table) -> bytes:
+    """This node's private key. Raises ConfigError."""
+    return _secret(table, "private_key", "/etc/jvpn/private.key")
+
+
 def preshared_key(table: Table) -> bytes | None:
     """The key that this pair of ends shares besides, if there is one. Raises ConfigError."""
-    key = "preshared_key_file"
-    return key_file(table, key) if key in table else None
+    here = "preshared_key" in table or "preshared_key_file" in table
+    return _secret(table, "preshared_key") if here else None
+
+
+def _secret(table: Table, key: str, default_file: str | None = None) -> bytes:
+    """A secret that stands in the table itself, or in the file that it names."""
+    named = f"{key}_file"
+    if key not in table:
+        return key_file(table, named, default_file)
+    if named in table:
+        raise table.error(key, f"is there besides {named}", "one of them")
+    mode = table.file.stat().st_mode
+    if mode & 0o077:
+        problem = f"stands in a file that is open to others (mode {mode & 0o777:04o})"
+        raise table.error(key, problem, f"chmod 600 {table.file}, or {named}")
+    allowed = f"{_KEY_TEXT}, as jvpnctl keygen prints"
+    try:
+        return parse_key(table.text(key, allowed))
+    except ValueError as error:
+        raise table.error(key, str(error), allowed) from None
 
 
 def key_file(table: Table, key: str, default: str | None = None) -> bytes:

@@ -338,6 +338,7 @@ def test_a_certificate_comes_with_its_key_or_names_the_file_that_has_it(
         ("203.0.113.7", "", "203.0.113.7"),
         ("10.0.0.5", 'advertise = "203.0.113.7"', "203.0.113.7"),
         ("::", 'advertise = "2001:DB8:0::7"', "2001:db8::7"),
+        ("::", 'advertise = "gw.example"', "gw.example"),
     ],
 )
 def test_clients_are_told_where_the_gateway_listens_or_what_it_says(
@@ -461,7 +462,7 @@ CLIENT_CASES: list[Case] = [
     ('"private.key"', '"/dev/zero"', "identity.private_key_file", "not a regular", "a file with"),
     ('"private.key"', '"a\\u0000b"', "identity.private_key_file", "null byte", "a file with"),
     ('"private.key"', '"jvpnd.toml"', "identity.private_key_file", "open to others", "chmod 600"),
-    ("private_key_file", "private_key", "identity.private_key", "unknown key", "private_key_file"),
+    ("private_key_file", "secret", "identity.secret", "unknown key", "private_key_file"),
     ('transport = "udp"', 'transport = "sctp"', "gateway.endpoint[1].transport", "'sctp'", "udp"),
     ('transport = "udp"', "transport = 1", "gateway.endpoint[1].transport", "wrong type", "udp"),
     *(
@@ -586,7 +587,7 @@ GATEWAY_CASES: list[Case] = [
         ('address = "::"', f'address = "::"\nadvertise = {value}', "listen[1].advertise", *words)
         for value, words in (
             ("7", ("wrong type", "that clients reach")),
-            ('"gw.example"', ("'gw.example' is not an address", "that clients reach")),
+            ('"203.0.113.300"', ("'203.0.113.300' is not an address", "that clients reach")),
             ('"0.0.0.0"', ("not one host's", "that clients reach")),
             ('"ff02::1"', ("not one host's", "that clients reach")),
         )

@@ -21,7 +21,7 @@ class Endpoint:
 @dataclass(frozen=True, slots=True)
 class Listen:
     """`pem`: certificates and their key, for TLS and QUIC; None: one that is made. `advertise`: the
-    address that clients are told, "" for the one by which they have come."""
+    address or host name by which clients reach it, "" where that is not known."""
 
     transport: str
     address: str
