@@ -226,7 +226,7 @@ def _listed_client(
         network = next((each.network for each in own if address in each.network), None)
         if network is None:
             raise table.error("address", f"{text} is outside [interface] address", allowed)
-        if not _is_host(address, network):
+        if not is_host(address, network):
             raise table.error("address", f"{text} names the network, not a host", allowed)
         if any(address == each.ip for each in own):
             raise table.error("address", f"{text} is the gateway's own", allowed)
@@ -336,7 +336,7 @@ def _name(table: Table, key: str) -> str:
     return text
 
 
-def _is_host(address: _Address, network: _Network) -> bool:
+def is_host(address: _Address, network: _Network) -> bool:
     """Not the network's own address, nor its IPv4 broadcast; /31 and /127 have neither."""
     if network.prefixlen >= network.max_prefixlen - 1:
         return True
@@ -353,7 +353,7 @@ def _own_address(table: Table, text: str) -> ipaddress.IPv4Interface | ipaddress
         raise table.error("address", f"{text} cannot be a tunnel's", _ADDRESS_TEXT)
     if "/" not in text or own.network.prefixlen == 0:
         raise table.error("address", f"{text} has no prefix length", _ADDRESS_TEXT)
-    if not _is_host(own.ip, own.network):
+    if not is_host(own.ip, own.network):
         raise table.error("address", f"{text} names the network, not a host", _ADDRESS_TEXT)
     return own
 

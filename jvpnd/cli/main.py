@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import re
-import stat
 import sys
 import time
 from dataclasses import asdict
@@ -23,9 +22,12 @@ import click
 
 from jvpnd import __version__
 from jvpnd.cli import render, top
+from jvpnd.cli.clients import client
+from jvpnd.cli.init import init
 from jvpnd.cli.options import (
     Options,
     client_option,
+    is_open_to_others,
     json_option,
     session_option,
     since_option,
@@ -37,6 +39,8 @@ from jvpnd.control.protocol import CONFIG_INVALID, SOCKET_PATH, Refused
 from jvpnd.core.noise import public_key
 from jvpnd.core.policy import Policy
 from jvpnd.core.wire import KEY_LEN
+from jvpnd.enrol.errors import EnrolError
+from jvpnd.enrol.keys import new_key
 from jvpnd.observe.chart import path_samples
 from jvpnd.observe.filter import REASONS, TYPES
 from jvpnd.observe.page import page
@@ -56,7 +60,7 @@ class Tool(click.Group):
             return super().invoke(ctx)
         except Refused as error:
             _fail(error, EXIT_USAGE if error.reason == CONFIG_INVALID else EXIT_REFUSED)
-        except ConfigError as error:
+        except (ConfigError, EnrolError) as error:
             _fail(error, EXIT_USAGE)
         except NotRunning as error:
             _fail(error, EXIT_NOT_RUNNING)
@@ -307,6 +311,11 @@ def record(options: Options, file: Path, follow: bool) -> None:
     click.echo(f"{file}: {count} lines")
 
 
+# --- enrolment ---
+
+main.add_command(init)
+main.add_command(client)
+
 # --- keys and files; no daemon needed ---
 
 
@@ -372,13 +381,9 @@ def audit_verify(options: Options, files: tuple[Path, ...], head: str | None) ->
 @main.command()
 def keygen() -> None:
     """Print a new private key, as `wg genkey` does."""
-    out = os.fstat(sys.stdout.fileno())
-    if stat.S_ISREG(out.st_mode) and out.st_mode & stat.S_IRWXO:
+    if is_open_to_others(sys.stdout):
         click.echo("jvpnctl: warning: others may read this file; use umask 077", err=True)
-    key = bytearray(os.urandom(KEY_LEN))
-    key[0] &= 248  # RFC 7748 section 5
-    key[31] = key[31] & 127 | 64
-    click.echo(base64.b64encode(key).decode())
+    click.echo(new_key())
 
 
 @main.command()

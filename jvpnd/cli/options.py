@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, TypeVar
 
 import click
 
 from jvpnd.cli import text
 from jvpnd.control.client import ControlClient
+from jvpnd.enrol.files import CONFIG_FILE
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(slots=True)
@@ -61,3 +66,25 @@ since_option = click.option(
     "--since", "since_ms", metavar="AGE", callback=_ago,
     help="Only what is no older: 90s, 15m, 2h, 1d.",
 )
+
+
+def _listed(_ctx: click.Context, _: click.Parameter, values: tuple[str, ...]) -> list[str]:
+    return [part.strip() for value in values for part in value.split(",") if part.strip()]
+
+
+def list_option(name: str, text: str) -> Callable[[F], F]:
+    """Networks, several times or with commas between them."""
+    return click.option(name, metavar="CIDR,...", multiple=True, callback=_listed, help=text)
+
+
+networks_option = list_option("--networks", "Networks that the client sends into the tunnel.")
+config_option = click.option(
+    "--config", "config_file", metavar="FILE", type=click.Path(path_type=Path, readable=False),
+    default=CONFIG_FILE, show_default=True, help="The configuration file.",
+)
+
+
+def is_open_to_others(stream: TextIO) -> bool:
+    """Whether it is a file that others than its owner and group may read or write."""
+    out = os.fstat(stream.fileno())
+    return stat.S_ISREG(out.st_mode) and bool(out.st_mode & stat.S_IRWXO)

@@ -1,0 +1,188 @@
+"""jvpnctl init: the first configuration of a gateway or a client."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jvpnd.cli.options import Options, config_option, json_option, networks_option
+from jvpnd.config import load
+from jvpnd.core.noise import public_key
+from jvpnd.enrol import addressing, files, host
+from jvpnd.enrol.errors import EnrolError
+from jvpnd.enrol.keys import key_text, new_key
+from jvpnd.enrol.texts import ClientAnswers, GatewayAnswers, client_text, gateway_text
+from jvpnd.transport.endpoint import Endpoint
+
+PORT = 7700
+
+_node = click.option("--node", metavar="NAME", help="This node's name (default: the host's).")
+_port = click.option(
+    "--port", type=click.IntRange(1, 65535), help=f"The gateway's port (default: {PORT})."
+)
+_force = click.option("--force", is_flag=True, help="Replace a configuration that is there.")
+
+
+@click.group()
+def init() -> None:
+    """Write this node's first configuration and its private key.
+
+    What no option says is asked for on a terminal. A private key that is there already stays.
+    """
+
+
+@init.command("gateway")
+@_node
+@click.option(
+    "--public-address", metavar="HOST", help="The address or name by which clients reach it."
+)
+@_port
+@click.option(
+    "--network", "networks", metavar="CIDR", multiple=True,
+    help="A network for the tunnel; several times: IPv4 and IPv6 (default: two that are free).",
+)
+@config_option
+@_force
+@json_option
+@click.pass_obj
+def init_gateway(
+    options: Options,
+    node: str | None,
+    public_address: str | None,
+    port: int | None,
+    networks: tuple[str, ...],
+    config_file: Path,
+    force: bool,
+) -> None:
+    """Make this host a gateway."""
+    node = node or _asked("Name of this gateway", _host_name())
+    if public_address is None:
+        public_address = _required(
+            "--public-address",
+            "Address or name by which clients reach this gateway",
+            host.outward_address(),
+        )
+    port = port or _asked("Port", PORT)
+    addresses = [addressing.own_address(each) for each in networks]
+    if not addresses:
+        free = addressing.free_networks(host.networks_in_use(), os.urandom(5))
+        text = _asked("Own addresses in the tunnel, with prefix length", " ".join(free))
+        addresses = [addressing.own_address(each) for each in re.split(r"[ ,]+", text.strip())]
+    answers = GatewayAnswers(node, addresses, public_address, port)
+    made = _write(config_file, gateway_text(answers), force)
+    notes = []
+    if host.is_private(public_address):
+        notes.append(
+            f"{public_address} is a private address: clients elsewhere need the public one, and "
+            f"the router has to forward UDP and TCP port {port}"
+        )
+    notes.append(f"let UDP and TCP port {port} in, if there is a firewall")
+    following = ["systemctl enable --now jvpnd", f"jvpnctl client add NAME{_where(config_file)}"]
+    _show(options, made, notes, following)
+
+
+@init.command("client")
+@_node
+@click.option("--gateway-key", metavar="KEY", help="The gateway's public key.")
+@click.option("--gateway-address", metavar="HOST", help="The gateway's address or name.")
+@_port
+@click.option(
+    "--full/--split", "is_full", default=None,
+    help="Everything through the tunnel, or only the tunnel's own network and --networks.",
+)
+@networks_option
+@config_option
+@_force
+@json_option
+@click.pass_obj
+def init_client(
+    options: Options,
+    node: str | None,
+    gateway_key: str | None,
+    gateway_address: str | None,
+    port: int | None,
+    is_full: bool | None,
+    networks: list[str],
+    config_file: Path,
+    force: bool,
+) -> None:
+    """Make this host a client whose private key never leaves it.
+
+    Simpler is `jvpnctl client add NAME` on the gateway, which makes the whole file.
+    """
+    node = node or _asked("Name of this client", _host_name())
+    if gateway_key is None:
+        gateway_key = _required("--gateway-key", "The gateway's public key", None)
+    if gateway_address is None:
+        gateway_address = _required("--gateway-address", "The gateway's address or name", None)
+    port = port or _asked("The gateway's port", PORT)
+    if is_full is None:
+        is_full = not networks and _asked("Everything through the tunnel", False, click.confirm)
+    endpoint = Endpoint("udp", gateway_address, port)
+    answers = ClientAnswers(node, gateway_key, [endpoint], is_full, networks)
+    made = _write(config_file, client_text(answers), force)
+    add = f"jvpnctl client add {node} --public-key {made['public_key']}"
+    _show(options, made, [], [f"{add}   (on the gateway)", "systemctl enable --now jvpnd"])
+
+
+def _host_name() -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname().split(".")[0])[:64] or "node"
+
+
+def _asked(question: str, default: Any, ask: Callable[..., Any] = click.prompt) -> Any:
+    """The answer, of the default's type; the default where there is nobody to ask."""
+    if not sys.stdin.isatty():
+        return default
+    return ask(question, default=default, err=True)
+
+
+def _required(flag: str, question: str, default: str | None) -> str:
+    """What nobody can answer but the user."""
+    if not sys.stdin.isatty():
+        raise EnrolError(f"{flag} is missing (standard input is no terminal, nothing is asked)")
+    return str(click.prompt(question, default=default, err=True))
+
+
+def _write(config_file: Path, text: str, force: bool) -> dict[str, Any]:
+    key_file = config_file.absolute().parent / "private.key"
+    is_new = files.create(config_file, text, key_file, new_key, force)
+    config = load(config_file)
+    return {
+        "config": str(config_file),
+        "private_key_file": str(key_file),
+        "new_key": is_new,
+        "role": config.role,
+        "node": config.node,
+        "addresses": list(config.interface.address),
+        "public_key": key_text(public_key(config.private_key)),
+    }
+
+
+def _where(config_file: Path) -> str:
+    """What to say besides where the file is not in its usual place."""
+    return "" if config_file == files.CONFIG_FILE else f" --config {config_file}"
+
+
+def _show(
+    options: Options, made: dict[str, Any], notes: list[str], following: list[str]
+) -> None:
+    def text(_: object) -> str:
+        key = "new" if made["new_key"] else "was there, and stays"
+        lines = [
+            f"{made['config']}: {made['role']} {made['node']}",
+            f"{made['private_key_file']}: {key}",
+            f"public key: {made['public_key']}",
+        ]
+        if made["addresses"]:
+            lines.append(f"in the tunnel: {', '.join(made['addresses'])}")
+        lines += [f"note: {each}" for each in notes]
+        return "\n".join([*lines, "", "Next:", *(f"  {each}" for each in following)])
+
+    options.show({**made, "notes": notes, "next": following}, text)

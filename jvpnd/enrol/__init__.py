@@ -1,0 +1,1 @@
+"""Enrolment: the first configuration of a node, and a gateway's list of clients."""

@@ -1,0 +1,149 @@
+"""Configuration files as text, with comments for whoever reads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jvpnd.transport.endpoint import Endpoint
+
+_quoted = json.dumps  # a basic string of TOML, and a list of them
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayAnswers:
+    """What a new gateway has to know. `addresses`: its own inside the tunnel, with prefix length;
+    `public_address`: the address or host name by which clients reach it."""
+
+    node: str
+    addresses: Sequence[str]
+    public_address: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClientAnswers:
+    """What a client has to know. `private_key`: None where it is in a file beside; `networks`: what
+    it sends into the tunnel besides the tunnel's own network; `mtu` None: the default one."""
+
+    node: str
+    gateway_key: str
+    endpoints: Sequence[Endpoint]
+    is_full: bool = False
+    networks: Sequence[str] = ()
+    private_key: str | None = None
+    preshared_key: str | None = None
+    mtu: int | None = None
+
+
+def gateway_text(answers: GatewayAnswers) -> str:
+    """A whole configuration file."""
+    listen = "\n".join(
+        "[[listen]]\n"
+        f"transport = {_quoted(transport)}\n"
+        'address = "::"                  # on every address, IPv6 and IPv4\n'
+        f"port = {answers.port}\n"
+        f"advertise = {_quoted(answers.public_address)}  # where clients reach it\n"
+        for transport in ("udp", "tcp")
+    )
+    return f"""\
+# Jumping VPN gateway. Every key: docs/configuration.md, or man jvpnd.toml.
+# After a change: jvpnctl reload (policy and clients), else systemctl restart jvpnd.
+role = "gateway"
+node = {_quoted(answers.node)}
+
+[identity]
+private_key_file = "private.key"  # beside this file
+
+[interface]
+name = "jvpn0"
+# The gateway's own addresses in the tunnel; clients get theirs from the same networks.
+address = {_quoted(list(answers.addresses))}
+
+# Clients use UDP, and move to TCP where UDP is blocked. Open both in the firewall.
+{listen}
+# For networks that let nothing but HTTPS through:
+# [[listen]]
+# transport = "tls"
+# address = "::"
+# port = 443
+# advertise = {_quoted(answers.public_address)}
+
+# Clients: `jvpnctl client add NAME` puts them here.
+"""
+
+
+def client_text(answers: ClientAnswers, commented: bool = True) -> str:
+    """A whole configuration file; without comments where it has to be short."""
+    identity = 'private_key_file = "private.key"  # beside this file'
+    if answers.private_key is not None:
+        identity = f"private_key = {_quoted(answers.private_key)}"
+    gateway = [f"public_key = {_quoted(answers.gateway_key)}"]
+    if answers.preshared_key is not None:
+        gateway.append(f"preshared_key = {_quoted(answers.preshared_key)}")
+    lines = [
+        "# Jumping VPN client. Every key: docs/configuration.md, or man jvpnd.toml.",
+        "# Goes to /etc/jvpn/jvpnd.toml; for its owner alone (chmod 600) where a key is in it.",
+        'role = "client"',
+        f"node = {_quoted(answers.node)}",
+        "",
+        "[identity]",
+        identity,
+        "",
+        "[interface]",
+        'name = "jvpn0"',
+        *([f"mtu = {answers.mtu}"] if answers.mtu is not None else []),
+        "",
+        "[gateway]",
+        *gateway,
+        "",
+        "# More than one: the client moves between them.",
+        *(line for each in answers.endpoints for line in _endpoint_lines(each)),
+        "[routes]",
+        *_route_lines(answers),
+    ]
+    if not commented:
+        lines = [line.split("  #")[0] for line in lines if line and not line.startswith("#")]
+    return "\n".join(lines) + "\n"
+
+
+def _endpoint_lines(endpoint: Endpoint) -> list[str]:
+    return [
+        "[[gateway.endpoint]]",
+        f"transport = {_quoted(endpoint.transport)}",
+        f"address = {_quoted(endpoint.address)}",
+        f"port = {endpoint.port}",
+        "",
+    ]
+
+
+def _route_lines(answers: ClientAnswers) -> list[str]:
+    if answers.is_full:
+        return ["# Everything goes through the tunnel.", 'mode = "full"']
+    return [
+        "# The tunnel's own network and these go through it; with mode = \"full\" everything.",
+        'mode = "split"',
+        f"networks = {_quoted(list(answers.networks))}",
+    ]
+
+
+def client_block(
+    name: str,
+    public_key: str,
+    addresses: Sequence[str],
+    networks: Sequence[str] = (),
+    preshared_key: str | None = None,
+) -> str:
+    """A client's entry in its gateway's file. `networks`: those behind it."""
+    lines = [
+        "[[client]]",
+        f"name = {_quoted(name)}",
+        f"public_key = {_quoted(public_key)}",
+        f"address = {_quoted(list(addresses))}",
+    ]
+    if networks:
+        lines.append(f"networks = {_quoted(list(networks))}")
+    if preshared_key is not None:
+        lines.append(f"preshared_key = {_quoted(preshared_key)}")
+    return "\n".join(lines) + "\n"
