@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -206,3 +207,47 @@ def test_a_fault_in_the_file_changes_nothing_and_what_needs_a_restart_is_named(s
     file.write_text(text.replace("7700", "7701"))
     assert "needs a restart: listen" in gateway.local("reload")
     assert gateway.status()["policy_version"] == 1
+
+
+def test_the_doctor_finds_nothing_where_nothing_is_wrong_and_then_what_is(site: Site) -> None:
+    laptop, gateway = site.hosts[0], site.gateway
+    site.enrol("laptop", laptop, "--networks", "10.20.0.0/16")
+    laptop.start()
+    laptop.wait_state("ATTACHED")
+    for host in (gateway, laptop):
+        assert [row for row in checks(host) if row["level"] == "fail"] == []
+    laptop.namespace.ip("link", "add", "lan0", "type", "veth", "peer", "name", "lan1")
+    laptop.namespace.ip("addr", "add", "10.20.3.1/24", "dev", "lan0")
+    for name in ("lan0", "lan1"):
+        laptop.namespace.ip("link", "set", name, "up")
+    laptop.namespace.ip("link", "set", "eth0", "mtu", "1300")
+    found = {row["check"]: row for row in checks(laptop)}
+    assert found["overlapping networks"]["level"] == "fail"
+    assert "10.20.3.0/24 on lan0" in found["overlapping networks"]["found"]
+    assert found["MTU"]["level"] == "warn"
+    gateway.stop()
+    with taken(gateway):
+        found = {row["check"]: row for row in checks(gateway)}
+    assert (found["daemon"]["level"], found["ports"]["level"]) == ("warn", "fail")
+
+
+def taken(host: Host) -> socket.socket:
+    """Somebody else has the gateway's UDP port."""
+
+    def bind() -> socket.socket:
+        held = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        held.bind(("::", 7700))
+        return held
+
+    return host.namespace.within(bind)
+
+
+def checks(host: Host) -> list[dict[str, str]]:
+    command = ("-m", "jvpnd.cli.main", "--socket", str(host.socket_file), "doctor", "--json")
+    done = host.namespace.run(
+        sys.executable, *command, "--config", str(host.config_file), check=False
+    )
+    answer = json.loads(done.stdout)
+    assert (done.returncode == 0) == answer["ok"]
+    rows: list[dict[str, str]] = answer["checks"]
+    return rows

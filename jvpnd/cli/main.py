@@ -23,6 +23,7 @@ import click
 from jvpnd import __version__
 from jvpnd.cli import render, top
 from jvpnd.cli.clients import client
+from jvpnd.cli.doctor import doctor
 from jvpnd.cli.init import init
 from jvpnd.cli.options import (
     Options,
@@ -315,6 +316,7 @@ def record(options: Options, file: Path, follow: bool) -> None:
 
 main.add_command(init)
 main.add_command(client)
+main.add_command(doctor)
 
 # --- keys and files; no daemon needed ---
 
