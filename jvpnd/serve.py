@@ -46,7 +46,9 @@ MISSING = (MissingFeature, DataPlaneError)
 
 
 def run(config_file: Path, config: Config, runtime: Path, launched: Launched) -> None:
-    """Serve what `config_file` says, which is `config`, until SIGTERM. Raises one of WRONG_SETTINGS or MISSING, or ListenError."""
+    """Serve what `config_file` says, which is `config`, until SIGTERM.
+
+    Raises one of WRONG_SETTINGS or MISSING, or ListenError."""
     with _usable(runtime):
         runtime.mkdir(mode=0o755, parents=True, exist_ok=True)
     asyncio.run(_serve(config_file, config, runtime, launched))
