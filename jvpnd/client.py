@@ -257,7 +257,7 @@ class ClientShell:
 
         async def configure() -> None:
             await self._network.configure(effect.addresses, self.config.interface.mtu)
-            await self._network.route(mode, routes.networks)
+            await self._network.route(mode, routes.networks, routes.exclude)
 
         self._changes.submit(configure)
 

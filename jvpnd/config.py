@@ -20,9 +20,19 @@ from jvpnd.configendpoint import (
     once,
     proxy_of,
     shown_endpoint,
+    without_names,
 )
 from jvpnd.configfile import ConfigError, Table, read
 from jvpnd.configlimits import LimitSettings, limits_of
+from jvpnd.configroutes import (
+    DEFAULT_NAME,
+    ROUTES_KEYS,
+    Routes,
+    check_interface_name,
+    interface_name_of,
+    networks_of,
+    routes_of,
+)
 from jvpnd.configtelemetry import TelemetrySettings, telemetry_of
 from jvpnd.core.offloads import FEATURES, with_implied
 from jvpnd.core.policy import Policy, PolicyError, shown
@@ -45,7 +55,6 @@ __all__ = [
 ]
 
 ROLES = ("client", "gateway")
-ROUTE_MODES = ("split", "full", "none")
 MAX_MTU = 9000
 MIN_MTU, MIN_MTU_IPV6 = 576, 1280  # RFC 791, RFC 8200 section 5
 MAX_CLIENTS = 16_384  # as many as may have a session, and some
@@ -61,9 +70,7 @@ _ROLE_KEYS = {
 _ALL_KEYS = (*_COMMON_KEYS, *_ROLE_KEYS["client"], *_ROLE_KEYS["gateway"])
 _PSK_KEYS = ("preshared_key", "preshared_key_file")
 _CLIENT_KEYS = ("name", "public_key", "address", "networks", *_PSK_KEYS)
-_NETWORKS_TEXT = 'networks like ["10.20.0.0/16"], host bits zero'
 _ADDRESS_TEXT = 'addresses with prefix length like ["10.77.0.1/24", "fd77::1/64"]'
-_IFNAME_TEXT = "1 to 15 letters, digits, '.', '_' or '-'"
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _H = TypeVar("_H", bound=Hashable)
@@ -73,7 +80,7 @@ _H = TypeVar("_H", bound=Hashable)
 class Interface:
     """The TUN. `address` (CIDR) is the gateway's own; a client gets its from the gateway."""
 
-    name: str = "jvpn0"
+    name: str = DEFAULT_NAME
     mtu: int = 1400
     address: tuple[str, ...] = ()
 
@@ -86,15 +93,6 @@ class GatewayPeer:
     endpoints: tuple[Endpoint, ...]
     preshared_key: bytes | None = field(default=None, repr=False)
     proxy: Proxy | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Routes:
-    """What a client sends into the tunnel."""
-
-    mode: str = "split"
-    networks: tuple[str, ...] = ()
-    kill_switch: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +121,7 @@ class Config:
     policy: Policy
     gateway: GatewayPeer | None = None
     uplinks: tuple[str, ...] | None = None
-    routes: Routes = Routes()
+    routes: Routes = field(default_factory=Routes)
     listen: tuple[Listen, ...] = ()
     clients: tuple[Client, ...] = ()
     disabled: frozenset[str] = frozenset()
@@ -175,8 +173,8 @@ def _client(top: Table) -> Config:
     table = top.table("interface", ("name", "mtu", "address"))
     if "address" in table:
         raise table.error("address", "a client gets its addresses from the gateway", "name, mtu")
-    name = _interface_name(table)
-    routes = _routes(top.table("routes", ("mode", "networks", "kill_switch")))
+    name = interface_name_of(table)
+    routes = routes_of(top.table("routes", ROUTES_KEYS))
     interface = Interface(name, _mtu(table, routes.networks))
     keys = ("public_key", "endpoint", *_PSK_KEYS, "proxy")
     peer = top.table("gateway", keys, required=True)
@@ -185,6 +183,8 @@ def _client(top: Table) -> Config:
     once(peer, "endpoint", (shown_endpoint(e.transport, e.address, e.port) for e in endpoints))
     policy = _policy(top, {endpoint.transport for endpoint in endpoints})
     gateway = GatewayPeer(peer_key(peer, secret), endpoints, preshared_key(peer), proxy_of(peer))
+    if routes.kill_switch:
+        without_names(peer, rows, gateway.proxy)
     uplinks = _uplinks(top.table("uplinks", ("interfaces",)), name)
     return Config("client", node, interface, secret, policy, gateway, uplinks, routes)
 
@@ -205,7 +205,7 @@ def _gateway(top: Table) -> Config:
     clients = tuple(_listed_client(row, own, secret) for row in rows)
     _check_clients_together(top, clients)
     inside = (*addresses, *(network for client in clients for network in client.networks))
-    interface = Interface(_interface_name(table), _mtu(table, inside), addresses)
+    interface = Interface(interface_name_of(table), _mtu(table, inside), addresses)
     return Config("gateway", node, interface, secret, policy, listen=listen, clients=clients)
 
 
@@ -231,7 +231,7 @@ def _listed_client(
         if any(address == each.ip for each in own):
             raise table.error("address", f"{text} is the gateway's own", allowed)
         addresses.append(str(address))
-    networks = _networks(table)
+    networks = networks_of(table, "networks")
     for network in networks:
         if any(network.overlaps(each.network) for each in own):
             problem = f"{network} overlaps the tunnel's own network"
@@ -284,39 +284,16 @@ def _disabled(table: Table) -> frozenset[str]:
     return with_implied(names)
 
 
-def _routes(table: Table) -> Routes:
-    mode = table.choice("mode", ROUTE_MODES, "split")
-    networks = _networks(table)
-    if networks and mode != "split":
-        raise table.error("networks", f"has no meaning with mode = '{mode}'", "mode = 'split'")
-    if table.flag("kill_switch", False):
-        raise table.error("kill_switch", "is not supported by this version", "false")
-    return Routes(mode, tuple(map(str, networks)))
-
-
 def _uplinks(table: Table, own: str) -> tuple[str, ...] | None:
     if "interfaces" not in table:
         return None
     names = table.texts("interfaces", 'interfaces like ["wlan0", "wwan0"], or leave the key out')
     for name in names:
-        _check_interface_name(table, "interfaces", name)
+        check_interface_name(table, "interfaces", name)
         if name == own:
             raise table.error("interfaces", f"{name} is the tunnel itself", "other interfaces")
     once(table, "interfaces", names)
     return tuple(names)
-
-
-def _interface_name(table: Table) -> str:
-    name = table.text("name", _IFNAME_TEXT, "jvpn0")
-    _check_interface_name(table, "name", name)
-    return name
-
-
-def _check_interface_name(table: Table, key: str, name: str) -> None:
-    # "all" and "default" mean something else below /proc/sys/net
-    reserved = name in (".", "..", "all", "default")
-    if reserved or not re.fullmatch(r"[A-Za-z0-9._-]{1,15}", name):
-        raise table.error(key, f"{shown(name)} is not an interface name", _IFNAME_TEXT)
 
 
 def _mtu(table: Table, inside: Iterable[str]) -> int:
@@ -356,19 +333,3 @@ def _own_address(table: Table, text: str) -> ipaddress.IPv4Interface | ipaddress
     if not is_host(own.ip, own.network):
         raise table.error("address", f"{text} names the network, not a host", _ADDRESS_TEXT)
     return own
-
-
-def _networks(table: Table) -> list[_Network]:
-    found = []
-    for text in table.texts("networks", _NETWORKS_TEXT, ()):
-        try:
-            network = ipaddress.ip_network(text)
-        except ValueError as error:
-            host_bits = "has host bits set" in str(error)
-            problem = "has host bits set" if host_bits else "is not a network"
-            problem = f"{shown(text)} {problem}"
-            raise table.error("networks", problem, _NETWORKS_TEXT) from None
-        if "%" in text or network.prefixlen == 0:
-            raise table.error("networks", f"{text} is not a part of the network", _NETWORKS_TEXT)
-        found.append(network)
-    return found

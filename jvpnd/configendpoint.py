@@ -130,6 +130,18 @@ def proxy_of(table: Table) -> Proxy | None:
         raise table.error("proxy", f"{whose}cannot be used", str(error)) from None
 
 
+def without_names(peer: Table, endpoints: Iterable[Table], proxy: Proxy | None) -> None:
+    """With a kill switch no host name may be looked up: that would leave beside the tunnel."""
+    allowed = "an IP address, since [routes] kill_switch lets no lookup out"
+    for table in endpoints:
+        text = table.text("address", allowed)
+        if ip_of(text) is None:
+            raise table.error("address", f"{shown(text)} is a name", allowed)
+    if proxy is not None and ip_of(proxy.host) is None:
+        whose = "" if "proxy" in peer else "https_proxy of the environment: "
+        raise peer.error("proxy", f"{whose}{shown(proxy.host)} is a name", allowed)
+
+
 def shown_endpoint(transport: str, address: str, port: int) -> str:
     return f"{transport} {address} port {port}"
 

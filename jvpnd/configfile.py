@@ -23,8 +23,8 @@ class ConfigError(Exception):
         self.file, self.key, self.problem, self.allowed = file, key, problem, allowed
 
 
-def read(file: Path, known: Collection[str]) -> Table:
-    """The top table of `file`, with these keys and no other. Raises ConfigError."""
+def read(file: Path, known: Collection[str] | None = None) -> Table:
+    """The top table of `file`, with these keys and no other (None: any). Raises ConfigError."""
     try:
         with file.open("rb") as opened:
             raw = opened.read(MAX_FILE_BYTES + 1)  # it may be a device without an end
@@ -46,11 +46,11 @@ class Table:
     """
 
     def __init__(
-        self, file: Path, name: str, values: dict[str, Any], known: Collection[str]
+        self, file: Path, name: str, values: dict[str, Any], known: Collection[str] | None
     ) -> None:
         self.file, self.name, self._values = file, name, values
         for key in values:
-            if key not in known:
+            if known is not None and key not in known:
                 raise self.error(key, "unknown key", ", ".join(known))
 
     def __contains__(self, key: str) -> bool:
@@ -94,7 +94,9 @@ class Table:
             raise self.error(key, "is empty", allowed)
         return values
 
-    def table(self, key: str, known: Collection[str], required: bool = False) -> Table:
+    def table(
+        self, key: str, known: Collection[str] | None = None, required: bool = False
+    ) -> Table:
         values = self.raw_table(key, required)
         return Table(self.file, self.path(key), values, known)
 

@@ -221,6 +221,68 @@ def test_a_family_outside_a_full_tunnel_is_closed_until_it_has_an_address(
 
 
 @on_host
+def test_excluded_networks_stay_outside_a_full_tunnel(tun: Tun, runtime: Path) -> None:
+    before = snapshot()
+
+    async def body() -> None:
+        network = HostNetwork("jx0", runtime)
+        await network.configure(ADDRESSES, 1400)
+        for _ in range(2):
+            assert await network.route("full", exclude=["198.18.0.0/15", "fd20::/32"]) == ()
+            assert (way("198.19.1.1"), way("fd20::1")) == ("upa", "upa")
+            assert (way("198.20.1.1"), way("fd21::1")) == ("jx0", "jx0")
+        assert await network.route("full", exclude=["198.20.0.0/16"]) == ()
+        assert (way("198.19.1.1"), way("fd20::1"), way("198.20.1.1")) == ("jx0", "jx0", "upa")
+        # without an uplink they are out of reach, not inside
+        run("ip route del default")
+        assert way("198.20.1.1") == "No route to host"
+        run("ip route add default via 192.0.1.1 dev upa")
+        await network.route("full")
+        assert way("198.20.1.1") == "jx0"
+        await network.route("full", exclude=["198.20.0.0/16"])
+        await network.remove()
+
+    asyncio.run(body())
+    assert snapshot() == before
+
+
+def others_are_here() -> None:
+    """What Docker, NetworkManager and systemd-networkd leave on a host."""
+    run("ip link add docker0 type bridge")
+    run("ip addr add 172.17.0.1/16 dev docker0")
+    run("ip link set docker0 up")
+    run("nft add table ip nat")
+    run("nft add chain ip nat POSTROUTING { type nat hook postrouting priority 100 ; }")
+    run("nft add rule ip nat POSTROUTING ip saddr 172.17.0.0/16 oifname != docker0 masquerade")
+    run("nft add table inet jvpn_of_somebody_else")
+    run("ip -6 rule add from 2001:db8:1::5 table 254 priority 25760")  # ours for jvpn0
+    run("ip rule add to 10.50.0.0/16 table 254 priority 30000 protocol static")  # NetworkManager's
+    run("ip route add 10.60.0.0/16 via 192.0.1.1 dev upa proto 16")  # networkd's: RTPROT_DHCP
+    run("ip route add 10.61.0.0/16 via 192.0.1.1 dev upa table 1000 proto static")
+    run("ip rule add table 1000 priority 100")
+
+
+@on_host
+def test_what_others_made_outlives_a_full_tunnel(tun: Tun, runtime: Path) -> None:
+    others_are_here()
+    sysctl("net/ipv4/conf/upa/rp_filter", "1")  # so that an nft table of ours comes and goes
+    before = snapshot()
+    theirs = {*run("ip rule").splitlines(), *run("ip -6 rule").splitlines()}
+
+    async def body() -> None:
+        network = HostNetwork("jx0", runtime)
+        await network.configure(ADDRESSES, 1400)
+        await network.route("full", exclude=["172.17.0.0/16"])
+        assert (way("172.17.0.2"), way("10.60.0.1"), way("10.61.0.1")) == ("docker0", "upa", "upa")
+        assert theirs < {*run("ip rule").splitlines(), *run("ip -6 rule").splitlines()}
+        assert "masquerade" in run("nft list table ip nat")
+        await network.remove()
+
+    asyncio.run(body())
+    assert snapshot() == before
+
+
+@on_host
 def test_two_tunnels_keep_out_of_each_others_way(tun: Tun, runtime: Path) -> None:
     open_tun("jx1")
     (runtime / "a").mkdir()

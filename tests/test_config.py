@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import re
 import subprocess
@@ -28,6 +29,7 @@ from jvpnd.config import (
     load,
 )
 from jvpnd.configfile import MAX_FILE_BYTES
+from jvpnd.configroutes import MAX_EXCLUDED, HostRoutes, host_routes
 from jvpnd.core.noise import public_key
 from jvpnd.core.policy import Policy
 from jvpnd.host import default_lanes
@@ -184,7 +186,7 @@ def test_a_short_client_file_gets_the_defaults(loaded: Loader) -> None:
     assert config.gateway is not None
     assert config.gateway.endpoints == (Endpoint("udp", "vpn.example.org", 7700),)
     assert config.uplinks is None
-    assert config.routes == Routes("split", (), False)
+    assert config.routes == Routes("split")
     assert config.policy == Policy()
 
 
@@ -225,6 +227,47 @@ def test_an_endpoint_is_an_address_or_a_host_name(loaded: Loader, address: str) 
     config = loaded(swap(CLIENT, "203.0.113.7", address))
     assert config.gateway is not None
     assert config.gateway.endpoints[0].address == address
+
+
+def full(text: str, more: str) -> str:
+    """A client with a full tunnel, and these lines in [routes]."""
+    return swap(swap(text, 'mode = "split"', 'mode = "full"'), 'networks = ["10.20.0.0/16"]', more)
+
+
+def test_networks_may_stay_outside_a_full_tunnel(loaded: Loader) -> None:
+    routes = loaded(full(CLIENT, 'exclude = ["172.17.0.0/16", "FD20::/32"]')).routes
+    assert routes == Routes("full", exclude=("172.17.0.0/16", "fd20::/32"))
+    many = [f"10.{n // 256}.{n % 256}.0/24" for n in range(MAX_EXCLUDED + 1)]
+    assert len(loaded(full(CLIENT, f"exclude = {json.dumps(many[1:])}")).routes.exclude) == 256
+    error = refused(loaded, full(CLIENT, f"exclude = {json.dumps(many)}"))
+    assert (error.key, error.allowed) == ("routes.exclude", "at most 256")
+
+
+def test_with_a_kill_switch_nothing_is_a_name(
+    loaded: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = full(CLIENT, "kill_switch = true")
+    assert loaded(text).routes.kill_switch
+    error = refused(loaded, swap(text, '"203.0.113.7"', '"vpn.example.org"'))
+    assert (error.key, error.problem) == (
+        "gateway.endpoint[1].address", "'vpn.example.org' is a name"
+    )
+    through = "[gateway]\nproxy = 'http://{}:3128'"
+    assert loaded(swap(text, "[gateway]", through.format("[2001:db8::1]"))).gateway
+    error = refused(loaded, swap(text, "[gateway]", through.format("proxy.example")))
+    assert (error.key, error.problem) == ("gateway.proxy", "'proxy.example' is a name")
+    monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
+    error = refused(loaded, text)
+    assert error.problem == "https_proxy of the environment: 'proxy.example' is a name"
+
+
+def test_what_a_kill_switch_needs_is_read_whatever_else_is_wrong(folder: Path) -> None:
+    file = folder / "jvpnd.toml"
+    broken = swap(full(CLIENT, "kill_switch = true"), 'private_key_file = "private.key"', "x = 1")
+    file.write_text(swap(broken, '"203.0.113.7"', '"vpn.example.org"'))
+    assert host_routes(file) == HostRoutes("client", "jvpn0", Routes("full", kill_switch=True))
+    file.write_text(GATEWAY)
+    assert host_routes(file) == HostRoutes("gateway", "jvpn0", Routes())
 
 
 def test_a_point_to_point_network_has_two_hosts(loaded: Loader) -> None:
@@ -529,7 +572,10 @@ CLIENT_CASES: list[Case] = [
     ("10.20.0.0/16", "0.0.0.0/0", "routes.networks", "not a part", "10.20.0.0/16"),
     ('mode = "split"', 'mode = "full"', "routes.networks", "no meaning", "mode = 'split'"),
     ('mode = "split"', 'mode = "all"', "routes.mode", "'all'", "split, full, none"),
-    ('mode = "split"', "kill_switch = true", "routes.kill_switch", "not supported", "false"),
+    ('mode = "split"', "kill_switch = true", "routes.kill_switch", "no meaning", "mode = 'full'"),
+    ('mode = "split"', 'exclude = ["10.9.0.0/16"]', "routes.exclude", "no meaning", "'full'"),
+    ('networks = ["10.20.0.0/16"]', 'exclude = ["::/0"]', "routes.exclude", "not a part", "10.20."),
+    ('networks = ["10.20.0.0/16"]', "exclude = [1]", "routes.exclude", "wrong type", "10.20."),
     ('mode = "split"', "kill_switch = 1", "routes.kill_switch", "wrong type", "true or false"),
     ("[policy]", "[[client]]\n[policy]", "client", "is for role = 'gateway'", "gateway, uplinks"),
     ("[policy]", "[[listen]]\n[policy]", "listen", "is for role = 'gateway'", "gateway, uplinks"),

@@ -70,3 +70,29 @@ def test_split_mode_refuses_a_default_route(network: str) -> None:
 
 def test_mode_none_wants_nothing() -> None:
     assert plan("jvpn0", "none", ["10.0.0.0/8"]) == Plan()
+
+
+def test_excluded_networks_ask_main_as_a_whole_and_never_the_tunnel() -> None:
+    mark = fwmark_of("jvpn0")
+    excluded = ["172.17.0.0/16", "fd20::/32"]
+    wanted = plan("jvpn0", "full", exclude=excluded, inner={AF_INET, AF_INET6})
+    base = plan("jvpn0", "full", inner={AF_INET, AF_INET6})
+    more = sorted(wanted.rules - base.rules, key=lambda rule: rule.family)
+    assert [(rule.family, rule.table, rule.to) for rule in more] == [
+        (AF_INET, TABLE_MAIN, "172.17.0.0/16"),
+        (AF_INET6, TABLE_MAIN, "fd20::/32"),
+    ]
+    tunnel = priorities_of("jvpn0")[1]
+    assert all(rule.priority < tunnel and rule.fwmark is None for rule in more)
+    assert wanted.routes - base.routes == {
+        Route(AF_INET, "172.17.0.0/16", mark, unreachable=True),
+        Route(AF_INET6, "fd20::/32", mark, unreachable=True),
+    }
+    assert base.rules < wanted.rules
+    assert base.routes < wanted.routes
+
+
+def test_excluded_networks_of_a_family_that_the_host_lacks_are_left_out() -> None:
+    assert plan("jvpn0", "full", exclude=["fd20::/32"], families=[AF_INET]) == plan(
+        "jvpn0", "full", families=[AF_INET]
+    )

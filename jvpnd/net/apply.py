@@ -113,8 +113,10 @@ async def _our_rules(ip: AsyncIPRoute, name: str) -> set[Rule]:
             priority = message.get_attr("FRA_PRIORITY")
             ours = message.get_attr("FRA_PROTOCOL") == PROTOCOL
             if ours and priority in priorities_of(name):
-                table = message.get_attr("FRA_TABLE")
-                found.add(Rule(family, priority, table, message.get_attr("FRA_FWMARK")))
+                table, mark = message.get_attr("FRA_TABLE"), message.get_attr("FRA_FWMARK")
+                address = message.get_attr("FRA_DST")
+                to = f"{address}/{message['dst_len']}" if address is not None else None
+                found.add(Rule(family, priority, table, mark, to))
     return found
 
 
@@ -167,7 +169,10 @@ def _rule_request(rule: Rule) -> dict[str, Any]:
         "table": rule.table,
         "protocol": PROTOCOL,
     }
-    if rule.fwmark is None:
+    if rule.to is not None:
+        address, _, prefix_len = rule.to.partition("/")
+        request |= {"dst": address, "dst_len": int(prefix_len)}
+    elif rule.fwmark is None:
         request["suppress_prefixlen"] = 0
     else:
         request |= {"fwmark": rule.fwmark, "flags": _FIB_RULE_INVERT}

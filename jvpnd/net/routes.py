@@ -92,8 +92,11 @@ class HostNetwork:
         self._inner = {AF_INET if each.version == 4 else AF_INET6 for each in usable}
         return _logged(notes)
 
-    async def route(self, mode: Mode, networks: Sequence[str] = ()) -> tuple[str, ...]:
-        """Make the routes those of `mode`; `networks` (CIDR) are those of a split tunnel.
+    async def route(
+        self, mode: Mode, networks: Sequence[str] = (), exclude: Sequence[str] = ()
+    ) -> tuple[str, ...]:
+        """Make the routes those of `mode`; `networks` (CIDR) are those of a split tunnel, `exclude`
+        those outside a full one.
 
         Raises ValueError for a default route in split mode and MissingFeature where a full tunnel
         needs a sysctl that cannot be set.
@@ -102,7 +105,9 @@ class HostNetwork:
         families = apply.host_families()
         if mode == "split" and not _has_ipv6(self._name):
             families = [AF_INET]
-        wanted = plan(self._name, mode, networks, inner=self._inner, families=families)
+        wanted = plan(
+            self._name, mode, networks, exclude=exclude, inner=self._inner, families=families
+        )
         notes = _left_out(networks, families) if mode == "split" else ()
         if mode == "full":
             self._state.set_sysctl(_SRC_VALID_MARK, "1")
