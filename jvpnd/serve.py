@@ -21,6 +21,7 @@ from jvpnd.dataplane.launch import Launched
 from jvpnd.dataplane.plane import DataPlane, DataPlaneError
 from jvpnd.host import wall_ms
 from jvpnd.net.errors import MissingFeature
+from jvpnd.net.killguard import KillGuard
 from jvpnd.net.routes import HostNetwork
 from jvpnd.net.tun import Tun, add_queue, claim, inherited_tun, open_tun, set_persistent
 from jvpnd.observe.log import EventLog
@@ -82,6 +83,9 @@ async def _serve(
         stack.push_async_callback(telemetry.stop)
         name = config.interface.name
         stack.enter_context(claim(name))
+        guard = KillGuard(name, config.routes.kill_switch, config.routes.exclude)
+        await guard.start()
+        stack.push_async_callback(guard.stop)
         network = HostNetwork(name, runtime)
         await network.resume()
         tun, queues, is_kept = _open_tun(config, network.is_left)

@@ -15,6 +15,7 @@ from jvpnd.core.session import Session
 from jvpnd.core.states import State
 from jvpnd.dataplane.plane import DataPlane
 from jvpnd.host import has_aes, now_ms
+from jvpnd.net import killswitch
 from jvpnd.net.tun import Tun
 from jvpnd.rates import RateMeter
 
@@ -108,6 +109,15 @@ def _offloads(tun: Tun, config: Config) -> Json:
     return {"offloads": features, "offloads_off": why_off(features, config.disabled)}
 
 
+def _kill_switch(config: Config) -> Json:
+    """As configured, and as the kernel has it."""
+    try:
+        is_on = killswitch.is_on(config.interface.name)
+    except OSError:  # a kernel without nft
+        is_on = False
+    return {"configured": config.routes.kill_switch, "on": is_on}
+
+
 def client_paths(shell: ClientShell) -> list[Json]:
     """Every path, the bound one first, those that are not connected last."""
     now, agent = now_ms(), shell.agent
@@ -156,6 +166,7 @@ def client_status(shell: ClientShell, tun: Tun) -> Json:
         "resting": agent.is_resting,
         "paths": client_paths(shell),
         "traffic": _traffic(shell.plane, [shell.slot], agent.dropped) | _rates(shell.rates),
+        "kill_switch": _kill_switch(shell.config),
         "policy_version": agent.policy.version,
         "interface": tun.name,
         "lanes": _lanes(shell.plane, [shell.slot]),

@@ -25,6 +25,7 @@ from jvpnd.cli import render, top
 from jvpnd.cli.clients import client
 from jvpnd.cli.doctor import doctor
 from jvpnd.cli.init import init
+from jvpnd.cli.killswitch import kill_switch
 from jvpnd.cli.options import (
     Options,
     client_option,
@@ -88,6 +89,9 @@ def main(ctx: click.Context, socket: Path, as_json: bool) -> None:
     ctx.obj = Options(socket, as_json)
     if os.environ.get("NO_COLOR"):
         ctx.color = False
+
+
+main.add_command(kill_switch)
 
 
 # --- watching ---

@@ -195,8 +195,16 @@ def _client(answer: Json) -> str:
         rows += _session_fields(session)
     if answer.get("resting"):
         rows.append(("resting", "no new session until jvpnd is started again"))
+    rows.append(("kill switch", _kill_switch(answer.get("kill_switch", {}))))
     rows += _common_fields(answer)
     return f"{fields(rows)}\n\n{paths(answer['paths'])}"
+
+
+def _kill_switch(state: Mapping[str, Any]) -> str | None:
+    """Nothing where there is none and shall be none."""
+    if state.get("configured"):
+        return "on" if state["on"] else "OFF: packets may leave beside the tunnel"
+    return "on, though not configured" if state.get("on") else None
 
 
 def _gateway(answer: Json) -> str:

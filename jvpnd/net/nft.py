@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 
 from jvpnd.net.routeplan import fwmark_of
 
 
 async def load(ruleset: str) -> str | None:
     """Apply a ruleset in one transaction; None, or why it could not be done."""
+    return await asyncio.to_thread(load_now, ruleset)
+
+
+def load_now(ruleset: str) -> str | None:
+    """The same, waiting for it."""
     try:
-        process = await asyncio.create_subprocess_exec(
-            "nft",
-            "-f",
-            "-",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-        )
-    except FileNotFoundError:
-        return "the nft command is missing (package nftables)"
-    _, complaint = await process.communicate(ruleset.encode())
-    if process.returncode == 0:
+        done = subprocess.run(["nft", "-f", "-"], input=ruleset.encode(), capture_output=True)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            return "the nft command is missing (package nftables)"
+        return f"the nft command cannot be run: {error.strerror}"
+    if done.returncode == 0:
         return None
-    lines = complaint.decode(errors="replace").strip().splitlines()
-    return lines[0] if lines else f"nft ended with status {process.returncode}"
+    lines = done.stderr.decode(errors="replace").strip().splitlines()
+    return lines[0] if lines else f"nft ended with status {done.returncode}"
 
 
 def without_table(name: str) -> str:
