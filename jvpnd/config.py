@@ -23,6 +23,7 @@ from jvpnd.configendpoint import (
     without_names,
 )
 from jvpnd.configfile import ConfigError, Table, read
+from jvpnd.configforwarding import forwarding_of
 from jvpnd.configlimits import LimitSettings, limits_of
 from jvpnd.configroutes import (
     DEFAULT_NAME,
@@ -39,6 +40,7 @@ from jvpnd.core.policy import Policy, PolicyError, shown
 from jvpnd.core.wire import MAX_ADDRESSES, MAX_LANES
 from jvpnd.host import default_lanes
 from jvpnd.keyfile import own_key, peer_key, preshared_key
+from jvpnd.net.forwardplan import Forwarding
 from jvpnd.transport.endpoint import Endpoint, Listen
 from jvpnd.transport.proxy import Proxy
 
@@ -65,7 +67,7 @@ _COMMON_KEYS = (
 )
 _ROLE_KEYS = {
     "client": ("gateway", "uplinks", "routes"),
-    "gateway": ("listen", "client"),
+    "gateway": ("listen", "client", "forwarding"),
 }
 _ALL_KEYS = (*_COMMON_KEYS, *_ROLE_KEYS["client"], *_ROLE_KEYS["gateway"])
 _PSK_KEYS = ("preshared_key", "preshared_key_file")
@@ -124,6 +126,7 @@ class Config:
     routes: Routes = field(default_factory=Routes)
     listen: tuple[Listen, ...] = ()
     clients: tuple[Client, ...] = ()
+    forwarding: Forwarding = field(default_factory=Forwarding)
     disabled: frozenset[str] = frozenset()
     lanes: int = 1
     limits: LimitSettings = field(default_factory=LimitSettings)
@@ -206,7 +209,13 @@ def _gateway(top: Table) -> Config:
     _check_clients_together(top, clients)
     inside = (*addresses, *(network for client in clients for network in client.networks))
     interface = Interface(interface_name_of(table), _mtu(table, inside), addresses)
-    return Config("gateway", node, interface, secret, policy, listen=listen, clients=clients)
+    forwarding = forwarding_of(top, interface.name)
+    return Config(
+        *("gateway", node, interface, secret, policy),
+        listen=listen,
+        clients=clients,
+        forwarding=forwarding,
+    )
 
 
 def _listed_client(

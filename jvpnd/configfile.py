@@ -94,6 +94,12 @@ class Table:
             raise self.error(key, "is empty", allowed)
         return values
 
+    def flag_or_texts(self, key: str, allowed: str, default: bool) -> bool | list[str]:
+        """True or false, or a list of strings that is not empty."""
+        if isinstance(self._values.get(key, default), bool):
+            return self._take(key, bool, allowed, default)
+        return self.texts(key, allowed)
+
     def table(
         self, key: str, known: Collection[str] | None = None, required: bool = False
     ) -> Table:

@@ -39,6 +39,7 @@ from jvpnd.dataplane.plane import DataPlane
 from jvpnd.entropy import SystemEntropy
 from jvpnd.host import has_aes, now_ms
 from jvpnd.listeners import Listeners
+from jvpnd.net.firewall import Lookout
 from jvpnd.net.routes import HostNetwork
 from jvpnd.net.tun import Tun
 from jvpnd.observe.log import EventLog
@@ -73,6 +74,9 @@ class GatewayShell:
         self._tun = tun
         self.plane = plane
         self._network = network
+        self._notes: tuple[str, ...] = ()  # about forwarding, of the start
+        self._lookout = Lookout(tun.name)
+        self._looking: asyncio.Task[tuple[str, ...]] | None = None
         self._table = table
         self.core = Gateway(
             config.node,
@@ -128,9 +132,11 @@ class GatewayShell:
         else:
             self.plane.pause(False)
         self.driver.pump()
+        await self._forward()
         await self._network.configure(interface.address, interface.mtu)
         await self._network.route("split", _networks(self.config))
         self._network.enable_forwarding()
+        self._looking = asyncio.create_task(self._lookout.look())
 
     def _take_up(self, rows: Sequence[Row]) -> None:
         """Packets for the sessions wait with the kernel until they are bound again."""
@@ -145,6 +151,8 @@ class GatewayShell:
     async def stop(self) -> None:
         """Close what is ours but the host's network and the TUN. Clients find out and come back."""
         self.driver.stop()
+        if self._looking is not None:
+            self._looking.cancel()
         await self.plane.close()
         await self.listeners.stop()
 
@@ -155,10 +163,21 @@ class GatewayShell:
         entries = await asyncio.to_thread(_entries, self.config)  # there may be thousands
         change = self.core.apply_clients(now_ms(), entries)
         self.driver.pump()
+        await self._forward()
         networks = _networks(self.config)
         if networks != before:
             await self._network.route("split", networks)
         return change
+
+    async def _forward(self) -> None:
+        hosts = [address for client in self.config.clients for address in client.address]
+        self._notes = await self._network.forward(
+            self.config.forwarding, self.config.interface.address, hosts
+        )
+
+    async def notes(self) -> list[str]:
+        """What of forwarding this host does not do, and what is in its way."""
+        return [*self._notes, *await self._lookout.look()]
 
     @property
     def store_problem(self) -> str:

@@ -218,6 +218,7 @@ async def gateway_status(shell: GatewayShell, tun: Tun) -> Json:
         "sessions": await gateway_sessions(shell),
         "clients_configured": len(shell.config.clients),
         "store": {"problem": shell.store_problem or None},
+        "notes": await shell.notes(),
         "paths": [],
         "traffic": _traffic(
             shell.plane,

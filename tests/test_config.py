@@ -306,7 +306,7 @@ def test_lanes_follow_from_the_cpus_allowed(
 
 
 def test_secrets_are_not_in_a_printed_config(loaded: Loader, folder: Path) -> None:
-    more = '[gateway]\npreshared_key_file = "psk.key"\nproxy = "http://me:geheim@proxy"'
+    more = '[gateway]\npreshared_key_file = "psk.key"\nproxy = "http://me:geheim@between"'
     config = loaded(swap(CLIENT, "[gateway]", more))
     assert config.gateway is not None
     assert config.gateway.proxy is not None

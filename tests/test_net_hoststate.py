@@ -120,3 +120,14 @@ def test_a_damaged_file_changes_nothing(proc: Path, path: Path, content: str) ->
     state.restore_sysctls()
     assert state.interface is None
     assert value(proc) == "0"
+
+
+def test_a_later_run_knows_the_table_and_the_neighbours_of_a_killed_one(path: Path) -> None:
+    killed = HostState(path)
+    killed.note_forwarding("jvpn0", forwards=True, neighbours={("192.0.2.9", "eth1")})
+    later = HostState(path)
+    later.load()
+    assert (later.interface, later.forwards) == ("jvpn0", True)
+    assert later.neighbours == {("192.0.2.9", "eth1")}
+    later.forget()
+    assert (later.forwards, later.neighbours) == (False, frozenset())

@@ -216,6 +216,7 @@ def _gateway(answer: Json) -> str:
         ("sessions", f"{len(found)}{of}"),
         ("ciphers", _suites(found)),
         ("store", _store(answer.get("store", {}))),
+        *(("note", clean(note)) for note in answer.get("notes", [])),
         *_common_fields(answer),
     ]
     return f"{fields(rows)}\n\n{sessions(found)}"

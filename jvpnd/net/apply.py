@@ -57,12 +57,12 @@ async def apply_plan(ip: AsyncIPRoute, name: str, plan: Plan) -> tuple[str, ...]
     index = index_of(name)
     rules = await _our_rules(ip, name)
     for rule in sorted(rules - plan.rules, key=lambda each: -each.priority):
-        await _ignore_gone(ip.rule("del", **_rule_request(rule)))
+        await ignore_gone(ip.rule("del", **_rule_request(rule)))
     routes, on_link = await _our_routes(ip, name, index)
     replaced = {(each.family, each.network, each.table) for each in plan.routes}
     for route in routes - plan.routes:
         if route.table == TABLE_MAIN or (route.family, route.network, route.table) not in replaced:
-            await _ignore_gone(ip.route("del", **_route_request(route, index)))
+            await ignore_gone(ip.route("del", **_route_request(route, index)))
     notes: list[str] = []
     for route in sorted(plan.routes - routes, key=lambda each: each.network):
         if (route.family, route.network, route.table) not in on_link:
@@ -82,12 +82,12 @@ async def set_addresses(ip: AsyncIPRoute, index: int, wanted: Collection[Interfa
     surplus = have.difference(wanted)
     for each in surplus:
         if each.version == 6:
-            await _ignore_gone(_change_address(ip, "del", index, each))
+            await ignore_gone(_change_address(ip, "del", index, each))
     for each in sorted(set(wanted) - have, key=str):
         await _change_address(ip, "add", index, each)
     for each in surplus:
         if each.version == 4:
-            await _ignore_gone(_change_address(ip, "del", index, each))
+            await ignore_gone(_change_address(ip, "del", index, each))
 
 
 async def _addresses(ip: AsyncIPRoute, index: int) -> set[Interface]:
@@ -193,7 +193,7 @@ def _route_request(route: Route, index: int | None) -> dict[str, Any]:
     return request
 
 
-async def _ignore_gone(change: Any) -> None:
+async def ignore_gone(change: Any) -> None:
     """Await a removal; what has gone by itself meanwhile is as good as removed."""
     try:
         await change

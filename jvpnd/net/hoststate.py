@@ -1,8 +1,8 @@
 """What we changed on the host and must put back: kept in a file, so that kill -9 is no loss.
 
-The file holds the interface whose rules and routes may be around, the sysctls as they were, and
-whether an nft table of ours is loaded. It lies in the runtime directory and so goes at reboot,
-just as what it describes.
+The file holds the interface whose rules and routes may be around, the sysctls as they were,
+whether nft tables of ours are loaded, and for which neighbours we answer. It lies in the runtime
+directory and so goes at reboot, just as what it describes.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ class HostState:
         self._path = path
         self.interface: str | None = None
         self.filtered = False
+        self.forwards = False  # our nft table of a gateway may be there
+        self.neighbours: frozenset[tuple[str, str]] = frozenset()  # (address, interface)
         self._sysctls: dict[str, tuple[str, str | None]] = {}  # key: (before, ours)
 
     def load(self) -> None:
@@ -46,9 +49,19 @@ class HostState:
             self.interface, self.filtered = interface, filtered
             self._save()
 
+    def note_forwarding(
+        self, interface: str, *, forwards: bool, neighbours: Collection[tuple[str, str]]
+    ) -> None:
+        """Remember that our nft table of a gateway, and these neighbours, may be there."""
+        noted = interface, forwards, frozenset(neighbours)
+        if (self.interface, self.forwards, self.neighbours) != noted:
+            self.interface, self.forwards, self.neighbours = noted
+            self._save()
+
     def forget(self) -> None:
         """All is put back: the file goes."""
         self.interface, self.filtered, self._sysctls = None, False, {}
+        self.forwards, self.neighbours = False, frozenset()
         self._path.unlink(missing_ok=True)
 
     def set_sysctl(self, key: str, value: str) -> None:
@@ -97,10 +110,14 @@ class HostState:
             if not key.startswith("net/") or ".." in key or not _is_pair(pair):
                 return False
             sysctls[key] = (pair[0], pair[1])
-        interface = stored.get("interface")
-        if not isinstance(interface, str | None):
+        interface, neighbours = stored.get("interface"), stored.get("neighbours", [])
+        if not isinstance(interface, str | None) or not isinstance(neighbours, list):
+            return False
+        if not all(_is_pair(pair) and pair[1] for pair in neighbours):
             return False
         self.interface, self.filtered = interface, bool(stored.get("filtered"))
+        self.forwards = bool(stored.get("forwards"))
+        self.neighbours = frozenset((address, where) for address, where in neighbours)
         self._sysctls = sysctls
         return True
 
@@ -108,6 +125,8 @@ class HostState:
         content = {
             "interface": self.interface,
             "filtered": self.filtered,
+            "forwards": self.forwards,
+            "neighbours": sorted(self.neighbours),
             "sysctls": self._sysctls,
         }
         fresh = self._path.with_suffix(".new")

@@ -18,6 +18,8 @@ from types import ModuleType
 
 from jvpnd.core.wire import datagrams_a_send
 from jvpnd.net import nft
+from jvpnd.net.forwarding import Forwarder
+from jvpnd.net.forwardplan import Forwarding
 from jvpnd.net.hoststate import HostState, read_sysctl, write_sysctl
 from jvpnd.net.routeplan import Mode, Plan, fwmark_of, plan
 from jvpnd.net.tun import remove_left
@@ -42,6 +44,7 @@ class HostNetwork:
     def __init__(self, name: str, runtime_dir: Path) -> None:
         self._name = name
         self._state = HostState(runtime_dir / _STATE_FILE)
+        self._forwarder = Forwarder(self._state)
         self._inner: set[int] = set()  # families with an inner address
 
     @property
@@ -60,6 +63,7 @@ class HostNetwork:
                 await apply.apply_plan(ip, left, Plan())
             remove_left(left)
             await self._remove_filter()
+            await self._forwarder.remove(left)
             self._state.restore_sysctls()
             self._state.forget()
 
@@ -133,6 +137,17 @@ class HostNetwork:
         if read_sysctl("net/ipv6/conf/all/forwarding") is not None:
             self._state.set_sysctl("net/ipv6/conf/all/forwarding", "1")
 
+    async def forward(
+        self, settings: Forwarding, own: Sequence[str], clients: Sequence[str]
+    ) -> tuple[str, ...]:
+        """What a gateway does between the tunnel and other interfaces; again whenever settings,
+        the tunnel's `own` addresses (CIDR) or the `clients`' addresses change.
+
+        May come before `configure`, so that nothing is forwarded before it holds. Raises
+        MissingFeature where a setting that must hold cannot be made to.
+        """
+        return _logged(await self._forwarder.apply(self._name, settings, own, clients))
+
     async def remove(self) -> None:
         """Undo everything: routes, rules, addresses, sysctls. The TUN may be gone already."""
         apply = await _netlink()
@@ -143,6 +158,7 @@ class HostNetwork:
                 await apply.set_addresses(ip, index, set())
                 await ip.link("set", index=index, state="down")
         await self._remove_filter()
+        await self._forwarder.remove(self._name)
         self._state.restore_sysctls()
         self._state.forget()
         self._inner = set()

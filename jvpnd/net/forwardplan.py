@@ -1,0 +1,108 @@
+"""What a gateway does with packets between its tunnel and other interfaces: pure, from settings.
+
+One nft table holds all of it, so that it changes as a whole: translation, the wall between clients,
+and the clamp of TCP's MSS. Neighbours are the clients' addresses that we answer for on a LAN.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from jvpnd.net.routeplan import fwmark_of
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Lan = tuple[str, Network]
+"""An interface, and a network that it is in."""
+Neighbour = tuple[str, str]
+"""A client's address, and the interface on which we answer for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarding:
+    """`proxy_neighbours`: on these interfaces; True is all of them, False and () are none."""
+
+    nat: bool = False
+    client_to_client: bool = True
+    proxy_neighbours: bool | tuple[str, ...] = False
+    mss_clamp: bool = True
+
+    def proxies_on(self, interface: str) -> bool:
+        chosen = self.proxy_neighbours
+        return chosen if isinstance(chosen, bool) else interface in chosen
+
+
+def forward_table(name: str) -> str:
+    """The nft table of the gateway's interface `name`."""
+    return f"inet jvpn_forward_{fwmark_of(name):x}"
+
+
+def without_forward_table(name: str) -> str:
+    """Removes it, there or not."""
+    table = forward_table(name)
+    return f"add table {table}\ndelete table {table}\n"
+
+
+def forward_rules(
+    name: str, settings: Forwarding, own: Iterable[str], proxied: Collection[str] = ()
+) -> str:
+    """The nft commands that put the table in place of the one before, in one transaction.
+
+    `own` are the tunnel's networks, which are translated; not where they leave to `proxied`
+    interfaces, whose hosts know our clients by their own addresses.
+    """
+    forward, translate = _forward_chain(name, settings), ""
+    if settings.nat:
+        translate = _translate_chain(name, own, proxied)
+    if not forward and not translate:
+        return without_forward_table(name)
+    table = forward_table(name)
+    return f"{without_forward_table(name)}table {table} {{\n{forward}{translate}}}\n"
+
+
+def _forward_chain(name: str, settings: Forwarding) -> str:
+    rules = []
+    if not settings.client_to_client:
+        between = f'iifname "{name}" oifname "{name}"'
+        rules.append(f"{between} counter reject with icmpx admin-prohibited")
+    if settings.mss_clamp:  # `rt mtu`: the lesser of the ways there and back; it raises nothing
+        rules += [
+            f'{way} "{name}" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu'
+            for way in ("iifname", "oifname")
+        ]
+    return _chain("forward", "type filter hook forward priority mangle", rules)
+
+
+def _translate_chain(name: str, own: Iterable[str], proxied: Collection[str]) -> str:
+    kept = ", ".join(f'"{each}"' for each in (name, *sorted(proxied)))
+    rules = []
+    for text in own:
+        network = ipaddress.ip_interface(text).network
+        family = "ip" if network.version == 4 else "ip6"
+        rules.append(f"{family} saddr {network} oifname != {{ {kept} }} masquerade")
+    return _chain("postrouting", "type nat hook postrouting priority srcnat", rules)
+
+
+def _chain(name: str, hook: str, rules: Sequence[str]) -> str:
+    if not rules:
+        return ""
+    body = "".join(f"{rule}\n" for rule in rules)
+    return f"chain {name} {{\n{hook}; policy accept;\n{body}}}\n"
+
+
+def neighbours(
+    settings: Forwarding, lans: Iterable[Lan], clients: Iterable[str]
+) -> frozenset[Neighbour]:
+    """For which clients' addresses we answer, and where: on each LAN that they lie in."""
+    chosen = [(each, net) for each, net in lans if settings.proxies_on(each)]
+    by_version: dict[int, list[Lan]] = {4: [], 6: []}
+    for interface, network in chosen:
+        by_version[network.version].append((interface, network))
+    found = set()
+    for text in clients:
+        address = ipaddress.ip_address(text)
+        for interface, network in by_version[address.version]:
+            if address in network:
+                found.add((text, interface))
+    return frozenset(found)
