@@ -153,6 +153,8 @@ def test_clients_reach_each_other_only_where_they_may(
             other.start()
             other.wait_state("ATTACHED")
             until(lambda: pings(neighbour_host, INNER["gateway"][0], 1), "the other's tunnel")
+            shown = lab.client.run("ping", "-n", "-c", "1", "-w", "5", SECOND[0], check=False)
+            assert "Redirect" not in shown.stdout
             if allowed:
                 assert all(pings(lab.client, address) for address in SECOND)
                 assert all(pings(neighbour_host, address) for address in INNER["client"])

@@ -25,6 +25,7 @@ SYSCTLS = (
     "net/ipv4/ip_forward",
     "net/ipv4/conf/all/src_valid_mark",
     "net/ipv4/conf/all/accept_redirects",
+    "net/ipv4/conf/all/send_redirects",
     "net/ipv6/conf/all/forwarding",
     "net/ipv6/conf/upa/accept_ra",
     "net/ipv4/conf/upa/rp_filter",

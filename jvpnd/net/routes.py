@@ -127,8 +127,11 @@ class HostNetwork:
         """Let the host forward, both versions; `remove`, or the next start, puts it back.
 
         Interfaces that learn their own IPv6 default route from router advertisements keep it
-        (accept_ra = 2; a forwarding host would ignore them). Raises MissingFeature.
+        (accept_ra = 2; a forwarding host would ignore them). Clients are not told to reach each
+        other directly, which they cannot; other interfaces keep their own send_redirects. Raises
+        MissingFeature.
         """
+        self._state.set_sysctl("net/ipv4/conf/all/send_redirects", "0")  # it overrides all others
         self._state.keep_sysctl("net/ipv4/conf/all/accept_redirects")  # ip_forward resets it
         self._state.set_sysctl("net/ipv4/ip_forward", "1")
         for each in sorted(Path("/proc/sys/net/ipv6/conf").glob("*/accept_ra")):
@@ -195,6 +198,7 @@ def _set_own(name: str) -> None:
     """Sysctls of the TUN itself, which go with it."""
     for key, value in (
         ("ipv4/conf/{}/promote_secondaries", "1"),  # the old address goes, the new one stays
+        ("ipv4/conf/{}/send_redirects", "0"),
         ("ipv6/conf/{}/addr_gen_mode", "1"),  # no link-local address, no router solicitations
         ("ipv6/conf/{}/accept_ra", "0"),
     ):
