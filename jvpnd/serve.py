@@ -29,6 +29,7 @@ from jvpnd.observe.measures import Measures
 from jvpnd.observe.telemetry import Telemetry
 from jvpnd.servicemanager import keep, keeps_descriptors, kept, notify
 from jvpnd.store.sqlite import SqliteTable, StoreError
+from jvpnd.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from jvpnd.core.listing import ListChange
@@ -112,6 +113,9 @@ async def _serve(
         stack.callback(telemetry.hang_up)
         _log.info("%s %s is up on %s", config.role, config.node, tun.name)
         notify("READY=1")
+        watchdog = Watchdog(tun.name, plane)
+        watchdog.start()
+        stack.callback(watchdog.stop)
         gc.freeze()
         gc.enable()
         await stopped.wait()

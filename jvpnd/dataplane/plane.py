@@ -266,6 +266,13 @@ class DataPlane:
         self._paused = paused
         self._tell("uplink", "pause", paused=paused)
 
+    def turns(self) -> dict[str, int | None]:
+        """How often each worker's loop went round; None for one that waits for its restart."""
+        found: dict[str, int | None] = dict.fromkeys(map(self._name, self._all))
+        for role, lane in self._workers:
+            found[self._name((role, lane))] = self._counters[lane].turns(role)
+        return found
+
     def slot_counters(self, slot: int) -> SlotCounters:
         """What went through the slot since the start, whatever session had it."""
         return total_of(self._counters, slot)
