@@ -5,6 +5,8 @@
 #   make measure   how long traffic stops; ARGS="--soak 60" looks for false switches instead
 #   make bench   how fast, beside other VPNs; ARGS="--quick" for a first look, WIREGUARD_GO=a newer one
 #   make scale   ten thousand clients of one gateway
+#   make deb   the Debian package, into dist/ (docs/install.md); make deb-check   lintian, and that it can be built again
+#   sudo make acceptance   install, use, upgrade and remove it on two booted Debians; make lock   other versions in it
 #   make lossy   what records over many datagrams are worth, and cost where datagrams are lost
 
 PYTHON := $(firstword $(wildcard /usr/bin/python3) python3)
@@ -14,12 +16,17 @@ STAMP := $(VENV)/.installed
 # python-pytun is compiled: hence gcc and the headers. The rest is for namespaces and traffic.
 PACKAGES := python3 python3-venv python3-dev gcc libc6-dev iproute2 iputils-ping nftables conntrack ethtool procps \
   iperf3 libfaketime tinyproxy-bin
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 STORIES := 0:800
 SECONDS := 600
+DEB_PACKAGES := build-essential debhelper python3 python3-pip
+DEB_CHECK_PACKAGES := lintian
+ACCEPTANCE_PACKAGES := systemd-container mmdebstrap
 BENCH_PACKAGES := wireguard-go wireguard-tools openvpn
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: packages bench-packages root venv lint unit simulate soak netns test demo measure bench scale lossy clean
+.PHONY: packages bench-packages deb-packages root venv lint unit simulate soak netns test demo measure bench scale lossy \
+  deb deb-check acceptance lock clean
 
 define install
 	@missing=""; for p in $(1); do \
@@ -42,6 +49,9 @@ packages:
 # The others to compare with; none of them starts anything by itself.
 bench-packages: | packages
 	$(call install,$(BENCH_PACKAGES))
+
+deb-packages:
+	$(call install,$(DEB_PACKAGES))
 
 # Namespaces and TUN devices are root's.
 root:
@@ -92,5 +102,23 @@ scale: venv root
 lossy: venv root
 	$(AS_ROOT) $(BIN)/python netns-tests/lossy.py $(ARGS)
 
+deb: | deb-packages
+	packaging/build.sh
+
+# Built twice, in folders of different names, it is the same.
+deb-check: | deb-packages
+	$(call install,$(DEB_CHECK_PACKAGES))
+	packaging/check.sh
+
+acceptance: venv root | deb-packages
+	$(call install,$(ACCEPTANCE_PACKAGES))
+	packaging/build.sh
+	packaging/build.sh --version $(VERSION)+next
+	$(AS_ROOT) env PYTHONPATH=netns-tests $(BIN)/python packaging/acceptance \
+	  dist/jvpn_$(VERSION)_amd64.deb dist/jvpn_$(VERSION)+next_amd64.deb
+
+lock: | deb-packages
+	$(PYTHON) packaging/lock.py
+
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

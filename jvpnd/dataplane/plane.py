@@ -268,7 +268,7 @@ class DataPlane:
 
     def turns(self) -> dict[str, int | None]:
         """How often each worker's loop went round; None for one that waits for its restart."""
-        found: dict[str, int | None] = dict.fromkeys(map(self._name, self._all))
+        found: dict[str, int | None] = dict.fromkeys(map(self._name, self._started_at))
         for role, lane in self._workers:
             found[self._name((role, lane))] = self._counters[lane].turns(role)
         return found
