@@ -37,6 +37,7 @@ from jvpnd.dataplane.plane import DataPlane
 from jvpnd.entropy import SystemEntropy
 from jvpnd.host import has_aes, now_ms, wall_ms
 from jvpnd.net.changes import Serializer
+from jvpnd.net.dns import HostDns
 from jvpnd.net.links import LinkWatcher
 from jvpnd.net.routes import HostNetwork, Mode
 from jvpnd.net.tun import Tun
@@ -125,6 +126,7 @@ class ClientShell:
         self._backlog = Backlog()
         self.paths = ClientPaths(config.gateway, network.fwmark, plane.lanes, self)
         self._watcher = LinkWatcher(config.uplinks, {tun.name}, self.paths.uplinks_changed)
+        self.dns = HostDns(tun.name, runtime, config.dns.servers, config.dns.domains)
         self._changes = Serializer()
 
     async def start(self) -> None:
@@ -132,6 +134,7 @@ class ClientShell:
         on."""
         await self.plane.ready(self)
         self.plane.set_routes(SLOT, ANYWHERE)
+        await self.dns.resume(self._network.is_left)
         if not self._take_up_session():
             await self._network.configure((), self.config.interface.mtu)
             await self._network.route("none")
@@ -151,6 +154,7 @@ class ClientShell:
         self.paths.freeze()
         await self._watcher.close()
         await self._changes.close()
+        await self.dns.restore()
         await self.plane.close()
         await self.paths.close()
 
@@ -258,6 +262,7 @@ class ClientShell:
         async def configure() -> None:
             await self._network.configure(effect.addresses, self.config.interface.mtu)
             await self._network.route(mode, routes.networks, routes.exclude)
+            await self.dns.apply()
 
         self._changes.submit(configure)
 

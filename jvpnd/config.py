@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from jvpnd.configdns import DnsSettings, dns_of
 from jvpnd.configendpoint import (
     ENDPOINT_KEYS,
     LISTEN_KEYS,
@@ -66,7 +67,7 @@ _COMMON_KEYS = (
     *("limits", "audit", "export"),
 )
 _ROLE_KEYS = {
-    "client": ("gateway", "uplinks", "routes"),
+    "client": ("gateway", "uplinks", "routes", "dns"),
     "gateway": ("listen", "client", "forwarding"),
 }
 _ALL_KEYS = (*_COMMON_KEYS, *_ROLE_KEYS["client"], *_ROLE_KEYS["gateway"])
@@ -124,6 +125,7 @@ class Config:
     gateway: GatewayPeer | None = None
     uplinks: tuple[str, ...] | None = None
     routes: Routes = field(default_factory=Routes)
+    dns: DnsSettings = field(default_factory=DnsSettings)
     listen: tuple[Listen, ...] = ()
     clients: tuple[Client, ...] = ()
     forwarding: Forwarding = field(default_factory=Forwarding)
@@ -189,7 +191,8 @@ def _client(top: Table) -> Config:
     if routes.kill_switch:
         without_names(peer, rows, gateway.proxy)
     uplinks = _uplinks(top.table("uplinks", ("interfaces",)), name)
-    return Config("client", node, interface, secret, policy, gateway, uplinks, routes)
+    dns = dns_of(top)
+    return Config("client", node, interface, secret, policy, gateway, uplinks, routes, dns)
 
 
 def _gateway(top: Table) -> Config:

@@ -167,6 +167,7 @@ def client_status(shell: ClientShell, tun: Tun) -> Json:
         "paths": client_paths(shell),
         "traffic": _traffic(shell.plane, [shell.slot], agent.dropped) | _rates(shell.rates),
         "kill_switch": _kill_switch(shell.config),
+        "dns": shell.dns.status(),
         "policy_version": agent.policy.version,
         "interface": tun.name,
         "lanes": _lanes(shell.plane, [shell.slot]),

@@ -23,6 +23,7 @@ import click
 from jvpnd import __version__
 from jvpnd.cli import render, top
 from jvpnd.cli.clients import client
+from jvpnd.cli.dns import dns
 from jvpnd.cli.doctor import doctor
 from jvpnd.cli.init import init
 from jvpnd.cli.killswitch import kill_switch
@@ -92,6 +93,7 @@ def main(ctx: click.Context, socket: Path, as_json: bool) -> None:
 
 
 main.add_command(kill_switch)
+main.add_command(dns)
 
 
 # --- watching ---

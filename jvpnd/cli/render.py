@@ -196,6 +196,7 @@ def _client(answer: Json) -> str:
     if answer.get("resting"):
         rows.append(("resting", "no new session until jvpnd is started again"))
     rows.append(("kill switch", _kill_switch(answer.get("kill_switch", {}))))
+    rows.append(("names", _dns(answer.get("dns"))))
     rows += _common_fields(answer)
     return f"{fields(rows)}\n\n{paths(answer['paths'])}"
 
@@ -205,6 +206,19 @@ def _kill_switch(state: Mapping[str, Any]) -> str | None:
     if state.get("configured"):
         return "on" if state["on"] else "OFF: packets may leave beside the tunnel"
     return "on, though not configured" if state.get("on") else None
+
+
+def _dns(dns: Mapping[str, Any] | None) -> str | None:
+    """Who is asked for which names; nothing where that is none of ours."""
+    if not dns:
+        return None
+    if dns["problem"]:
+        return f"name servers are not set: {clean(dns['problem'])}"
+    if not dns["is_set"]:
+        return "as without the tunnel, until there is a session"
+    names = dns["domains"] if dns["manager"] == "resolved" else []  # others cannot tell them apart
+    which = ", ".join(map(clean, names)) or "all"
+    return f"{which} from {', '.join(map(clean, dns['servers']))} (by {clean(dns['manager'])})"
 
 
 def _gateway(answer: Json) -> str:

@@ -49,6 +49,7 @@ class Namespace:
     def __init__(self, label: str) -> None:
         self.name = f"jv{os.getpid()}-{next(_numbers)}-{label}"
         self._processes: list[subprocess.Popen[str]] = []
+        self.prefix: tuple[str, ...] = ()  # what every command is run with
         ip("netns", "add", self.name)
         self.ip("link", "set", "lo", "up")
 
@@ -73,7 +74,7 @@ class Namespace:
 
     def argv(self, *command: str) -> list[str]:
         """The command as run inside."""
-        return ["ip", "netns", "exec", self.name, *command]
+        return [*self.prefix, "ip", "netns", "exec", self.name, *command]
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
