@@ -161,8 +161,9 @@ class GatewayShell:
         before = _networks(self.config)
         self.config = replace(self.config, clients=config.clients)
         entries = await asyncio.to_thread(_entries, self.config)  # there may be thousands
-        change = self.core.apply_clients(now_ms(), entries)
-        self.driver.pump()
+        with self._table.together():
+            change = self.core.apply_clients(now_ms(), entries)
+            self.driver.pump()
         await self._forward()
         networks = _networks(self.config)
         if networks != before:
@@ -268,10 +269,10 @@ class GatewayShell:
         self.plane.set_routes(slot, self._inner[effect.session_id])
 
     def _networks_changed(self, effect: NetworksChanged) -> None:
-        slot = self.slots.get(effect.session_id)
-        if slot is not None:
-            addresses = self.core.sessions[effect.session_id].session.addresses
-            inner = self._inner[effect.session_id] = _inner(addresses, effect.networks)
+        slot, peer = self.slots.get(effect.session_id), self.core.sessions.get(effect.session_id)
+        if slot is not None and peer is not None:
+            inner = _inner(peer.session.addresses, effect.networks)
+            self._inner[effect.session_id] = inner
             self.plane.set_sources(slot, inner)
             self.plane.set_routes(slot, inner)
 

@@ -914,9 +914,9 @@ def test_the_examples_of_the_docs_are_valid(loaded: Loader) -> None:
 def test_the_docs_have_every_key() -> None:
     text = DOCS.read_text()
     headings = re.findall(r"^## `\[*([a-z.]+)\]*`", text, re.MULTILINE)
-    for name in ("identity", "interface", "gateway", "gateway.endpoint", "uplinks", "routes", "dns"):
+    for name in ("identity", "interface", "gateway", "gateway.endpoint", "uplinks", "routes"):
         assert name in headings
-    for name in ("listen", "client", "policy", "debug", "audit"):
+    for name in ("dns", "listen", "client", "policy", "debug", "audit"):
         assert name in headings
     for name in ("export.journald", "export.syslog", "export.prometheus"):
         assert name in headings

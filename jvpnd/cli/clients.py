@@ -20,6 +20,7 @@ from jvpnd.cli.options import (
     list_option,
     networks_option,
 )
+from jvpnd.cli.reload import ask_to_reload
 from jvpnd.cli.text import NONE, clean, table
 from jvpnd.config import Client, Config, Interface, load
 from jvpnd.control.client import NotRunning
@@ -308,7 +309,7 @@ def _warn_of_readers() -> None:
 def _in_force(options: Options, config_file: Path) -> str:
     """Have the running gateway read its list again; says what came of it."""
     try:
-        answer = options.ask("reload")
+        answer = ask_to_reload(options)
     except NotRunning:
         return "the daemon is not running, and will know when it starts"
     if not os.path.exists(answer["file"]) or not os.path.samefile(answer["file"], config_file):

@@ -8,8 +8,17 @@ import click
 
 from jvpnd.cli.options import Options, json_option
 from jvpnd.cli.text import clean
+from jvpnd.control.client import ControlClient
 
 Json = dict[str, Any]
+TIMEOUT_S = 120.0  # ten thousand clients take seconds
+
+
+def ask_to_reload(options: Options) -> Json:
+    """The daemon's answer, once it has read its configuration again."""
+    with ControlClient(options.socket, TIMEOUT_S) as client:
+        answer: Json = client.ask("reload")
+    return answer
 
 
 @click.command()
@@ -22,7 +31,7 @@ def reload(options: Options) -> None:
     are listed no more, or with other addresses or keys. What else has changed counts at the next
     start, and is named. Where the file has a fault nothing changes, and the exit status is 2.
     """
-    options.show(options.ask("reload"), reloaded)
+    options.show(ask_to_reload(options), reloaded)
 
 
 def reloaded(answer: Json) -> str:
