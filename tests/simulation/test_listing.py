@@ -73,7 +73,7 @@ def test_who_was_removed_while_nothing_reached_it_learns_it_later() -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_the_list_counts_whenever_it_changes(seed: int) -> None:
     """While births, rekeys and moves are under way, the table slow and packets are lost.
-    What the histories check at every step holds: identity, versions, one binding, no nonce twice."""
+    What the histories check at every step holds: identity, versions, one binding, fresh nonces."""
     dice = Random(seed)
     policy = Policy(rekey_after_ms=1_000, switch_cooldown_ms=0)
     lossy = Conditions(delay_ms=20, jitter_ms=10, loss=0.05)
