@@ -28,11 +28,13 @@ from jvpnd.core.effects import (
     SessionUp,
     Unexpect,
 )
+from jvpnd.core.halves import Halves, in_halves
 from jvpnd.core.handshake import ClientHandshake
 from jvpnd.core.path import Path
 from jvpnd.core.policy import Policy
 from jvpnd.core.states import State
 from jvpnd.core.watch import Traffic
+from jvpnd.core.wire import PacketType, datagram_len
 from jvpnd.dataplane.plane import DataPlane
 from jvpnd.entropy import SystemEntropy
 from jvpnd.host import has_aes, now_ms, wall_ms
@@ -44,6 +46,7 @@ from jvpnd.net.tun import Tun
 from jvpnd.observe.log import EventLog
 from jvpnd.observe.samples import PathSamples, Sample
 from jvpnd.paths import ClientPaths, OpenPath
+from jvpnd.pathsizes import PathSizes
 from jvpnd.rates import RateMeter
 from jvpnd.recording.recorder import RecordedAgent, RecordedEntropy, RecordedHandshake
 from jvpnd.recording.tape import Tape
@@ -53,6 +56,7 @@ from jvpnd.transport.backlog import Backlog
 
 _log = logging.getLogger("jvpnd")
 
+BUSY_MS = 1000  # traffic so lately makes a path worth more frequent looks at its size
 SLOT = 0  # a client has one session at a time
 ANYWHERE = ("0.0.0.0/0", "::/0")
 # The host itself cannot send: certain. Everything else may be one router's mood: a suspicion.
@@ -124,6 +128,14 @@ class ClientShell:
         self.rates = RateMeter()
         self.samples = PathSamples()
         self._backlog = Backlog()
+        self.sizes = PathSizes(
+            config.gateway.public_key,
+            datagram_len(config.interface.mtu),
+            lambda path: path.info.id == self.bound_path() and self._is_busy(),
+            plane.set_limit,
+        )
+        self._halves = Halves()
+        self._missing = 0  # records of the data plane, both ways, at the last look
         self.paths = ClientPaths(config.gateway, network.fwmark, plane.lanes, self)
         self._watcher = LinkWatcher(config.uplinks, {tun.name}, self.paths.uplinks_changed)
         self.dns = HostDns(tun.name, runtime, config.dns.servers, config.dns.domains)
@@ -151,6 +163,7 @@ class ClientShell:
         """Close everything that is ours but the host's network and the TUN. The session stays: the
         next start goes on with it, if that comes before the gateway's patience is over."""
         self.driver.stop()
+        self.sizes.close()
         self.paths.freeze()
         await self._watcher.close()
         await self._changes.close()
@@ -181,9 +194,11 @@ class ClientShell:
 
     def path_opened(self, path: OpenPath) -> None:
         path.transport.hand_to(self.plane, path.socket_id)
+        self.sizes.opened(path)
         self.core.path_added(now_ms(), path.info)
 
     def path_closed(self, path: OpenPath, why: str) -> None:
+        self.sizes.closed(path)
         self.core.path_removed(now_ms(), path.info.id, why)
         self.plane.remove_socket(path.socket_id)
         path.transport.close()
@@ -195,9 +210,19 @@ class ClientShell:
 
     def packet_received(self, socket_id: int, remote: tuple[str, int], data: bytes) -> None:
         path = self.paths.by_socket(socket_id)
-        if path is not None:
-            self.core.packet_received(now_ms(), path.info.id, data)
-            self.driver.pump()
+        if path is None:
+            return
+        kind, whole = data[0] if data else 0, data
+        if kind == PacketType.SIZE_REPLY:
+            self.sizes.answered(path, data)
+            return
+        if kind == PacketType.HALF:
+            joined = self._halves.add(socket_id, data)
+            if joined is None:
+                return
+            whole = joined
+        self.core.packet_received(now_ms(), path.info.id, whole)
+        self.driver.pump()
 
     def heard_from_elsewhere(self, index: int, socket_id: int, remote: tuple[str, int]) -> None:
         """DATA of the session over a path that is not bound: it drains, nothing to do."""
@@ -222,6 +247,9 @@ class ClientShell:
         self.driver.pump()
 
     def _failed(self, path: OpenPath, code: int) -> None:
+        if code == errno.EMSGSIZE:  # a router on the way told of its MTU
+            self.sizes.doubt(path)
+            return
         if path.info.transport != "udp":  # a connection has no moods
             self.paths.lost(path, code)
             return
@@ -234,11 +262,15 @@ class ClientShell:
         path = self.paths.get(str(effect.to))
         if path is None:
             return
-        try:
-            path.transport.send(effect.data)
-        except OSError as error:
-            if error.errno not in _BUSY:
-                self._failed(path, error.errno or errno.EIO)
+        data = effect.data
+        long = data[0] == PacketType.HANDSHAKE_INIT
+        halves = long and self.sizes.needs_halves(path, len(data))
+        for packet in in_halves(data) if halves else (data,):
+            try:
+                path.transport.send(packet)
+            except OSError as error:
+                if error.errno not in _BUSY:
+                    self._failed(path, error.errno or errno.EIO)
 
     def _bind_send(self, effect: BindSend) -> None:
         path = self.paths.get(str(effect.to))
@@ -269,6 +301,10 @@ class ClientShell:
     def _sample(self, now: float) -> None:
         counters = self.plane.slot_counters(SLOT)
         self.rates.sample(now, counters.tx_bytes, counters.rx_bytes)
+        missing = counters.rx_missing + counters.peer_missing
+        if missing > self._missing and (bound := self.paths.get(self.bound_path() or "")):
+            self.sizes.doubt(bound)
+        self._missing = missing
         self.samples.sample(now, lambda: self._path_samples(now))
         if self._backlog.sample(now, counters.tx_bytes):
             for path in self.paths:
@@ -293,6 +329,10 @@ class ClientShell:
     def _path_samples(self, now: float) -> dict[str, Sample]:
         wall = wall_ms()
         return {path.id: _sample_of(path, now, wall) for path in self.agent.paths.values()}
+
+    def _is_busy(self) -> bool:
+        counters = self.plane.slot_counters(SLOT)
+        return now_ms() - max(counters.last_tx_ms, counters.last_rx_ms) < BUSY_MS
 
     def _load_timestamp(self) -> int:
         try:

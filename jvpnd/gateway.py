@@ -34,11 +34,13 @@ from jvpnd.core.listing import ListChange
 from jvpnd.core.peer import ClientEntry
 from jvpnd.core.sessionrow import Row
 from jvpnd.core.states import State
+from jvpnd.core.wire import PacketType
 from jvpnd.dataplane.counters import SLOTS
 from jvpnd.dataplane.plane import DataPlane
 from jvpnd.entropy import SystemEntropy
 from jvpnd.host import has_aes, now_ms
 from jvpnd.listeners import Listeners
+from jvpnd.narrowpaths import NarrowPaths
 from jvpnd.net.firewall import Lookout
 from jvpnd.net.routes import HostNetwork
 from jvpnd.net.tun import Tun
@@ -108,6 +110,7 @@ class GatewayShell:
             self._sample,
             SCAN_MS,
         )
+        self._narrow = NarrowPaths(config.private_key)
         self._held_until_ms: float | None = None  # until when the TUN is left unread at most
         self.rates = RateMeter()
         self.store_meter = StoreMeter()
@@ -189,8 +192,14 @@ class GatewayShell:
 
     def packet_received(self, socket_id: int, remote: tuple[str, int], data: bytes) -> None:
         origin = self.listeners.origin(socket_id, remote)
-        if origin is not None:
-            self.core.packet_received(now_ms(), origin, data)
+        if origin is None:
+            return
+        if data[:1] == bytes([PacketType.SIZE_PROBE]):
+            self._narrow.answer(origin, data, self._send)
+            return
+        whole = self._narrow.whole(origin, data)
+        if whole is not None:
+            self.core.packet_received(now_ms(), origin, whole)
             self.driver.pump()
 
     def heard_from_elsewhere(self, index: int, socket_id: int, remote: tuple[str, int]) -> None:
@@ -220,11 +229,12 @@ class GatewayShell:
         transport = self.listeners.transport(effect.to.socket_id)
         if transport is None:  # a connection that has ended
             return
-        try:
-            transport.send(effect.data, effect.to.remote)
-        except OSError as error:
-            if error.errno != errno.EAGAIN:
-                _log.debug("cannot send to %s: %s", effect.to, error)
+        for packet in self._narrow.packets(effect):
+            try:
+                transport.send(packet, effect.to.remote)
+            except OSError as error:
+                if error.errno != errno.EAGAIN:
+                    _log.debug("cannot send to %s: %s", effect.to, error)
 
     def _bind_send(self, effect: BindSend) -> None:
         assert isinstance(effect.to, Origin)
@@ -234,7 +244,8 @@ class GatewayShell:
             return
         address = self.listeners.address_for(to)
         self.plane.bind_send(
-            slot, effect.index, effect.suite, effect.key, to.socket_id, address
+            *(slot, effect.index, effect.suite, effect.key, to.socket_id, address),
+            cautious=to.transport == "udp",
         )
         if self._held_until_ms is not None:
             self._read_tun_again(now_ms())

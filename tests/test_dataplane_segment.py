@@ -533,8 +533,8 @@ def test_frames_of_a_record_come_out_in_their_order() -> None:
 
 def test_a_report_is_taken_and_not_counted_as_a_packet() -> None:
     receiver = Receiver()
-    receiver.plain(FRAME.pack(FLAG_REPORT, REPORT.size, 0) + REPORT.pack(7, 2, 1))
-    assert receiver.joiner.report == (7, 2, 1)
+    receiver.plain(FRAME.pack(FLAG_REPORT, REPORT.size, 0) + REPORT.pack(7, 2, 1, 1252))
+    assert receiver.joiner.report == (7, 2, 1, 1252)
     assert receiver.joiner.packets == 0
     assert receiver.frames == []
     assert not receiver.dropped

@@ -175,7 +175,7 @@ def test_a_stranger_makes_nobody_keep_more_than_controls_longest_packet(kind: in
 
 def test_data_that_is_awaited_from_now_on_is_no_longer_left_out() -> None:
     awaited: list[int] = []
-    first, second = packet(DATA, AWAITED, 5000), packet(DATA, AWAITED, 6000)
+    first, second = packet(DATA, AWAITED, 15_000), packet(DATA, AWAITED, 16_000)
     with reading(awaited) as one:
         one.take(prefixed([first]))
         awaited.append(AWAITED)

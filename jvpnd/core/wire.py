@@ -27,6 +27,9 @@ class PacketType(IntEnum):
     CONTROL = 7
     DATA = 8
     NOTICE = 9
+    SIZE_PROBE = 10
+    SIZE_REPLY = 11
+    HALF = 12
 
 
 class Suite(IntEnum):
@@ -59,14 +62,16 @@ FLAG_NEEDS_CHECKSUM = 1  # the transport checksum field holds only the pseudo-he
 FLAG_SLICE = 2
 FLAG_LAST = 4  # the slice ends its super-packet
 FLAG_REPORT = 8  # how much of the other direction arrived
-REPORT = struct.Struct("<QQQ")  # records that came, that are missing, and that we did not send
-"""Good records under the receiver's newest index, and those missing below its highest counter."""
+REPORT = struct.Struct("<QQQH")  # records that came, that are missing, that we did not send, limit
+"""Good records under the receiver's newest index, and those missing below its highest counter; and
+how long datagrams may be on this path, both ways, 0 if the sender does not know."""
 
 MAX_SEND = 65507  # payload of the longest UDP datagram, so of one send that the kernel cuts
 MAX_PARTS = 64  # UDP_MAX_SEGMENTS of every kernel that has UDP_SEGMENT
 MAX_SUPER_SLICES = 128  # of a super-packet that is sent whole
 
-MAX_CONTROL_LEN = 2048  # nothing but DATA is longer
+MAX_CONTROL_LEN = 9100  # nothing but DATA is longer; size probes of jumbo frames are the longest
+SAFE_DATAGRAM = 1280 - 40 - 8  # bytes that every path carries which has IPv6
 
 # On a byte stream each packet stands behind its length in bytes.
 STREAM_LENGTH = struct.Struct("<I")

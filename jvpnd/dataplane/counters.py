@@ -43,6 +43,7 @@ PEER_MISSING: Final = 11
 TX_UNSENT: Final = 12  # records sealed under the present binding that the socket did not take
 PEER_UNSENT: Final = 13  # the same of the peer
 PEER_TOLD_MS: Final = 14
+PEER_LIMIT: Final = 15  # how long datagrams may be, as the peer last told; 0 if it did not
 
 TURNS: Final = _ROW_WORDS - 1  # of a worker's row: how often its loop went round (pulse.py)
 

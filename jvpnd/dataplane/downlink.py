@@ -16,6 +16,7 @@ from jvpnd.core.wire import HEADER, MAX_CONTROL_LEN, MAX_LANES, MIN_SEALED_LEN, 
 from jvpnd.dataplane.counters import (
     LAST_RX_INDEX,
     LAST_RX_MS,
+    PEER_LIMIT,
     PEER_MISSING,
     PEER_RECORDS,
     PEER_TOLD_MS,
@@ -335,8 +336,9 @@ class Downlink:
         words[row + RX_PACKETS] += joiner.packets - packets
         words[row + RX_BYTES] += joiner.octets - octets
         if joiner.report is not None and lane == self._lane:  # about our uplink's records
-            came, missing, unsent = joiner.report
+            came, missing, unsent, limit = joiner.report
             words[row + PEER_RECORDS], words[row + PEER_MISSING] = came, missing
+            words[row + PEER_LIMIT] = limit
             words[row + PEER_UNSENT] = unsent
             words[row + PEER_TOLD_MS] = now_ms
         joiner.report = None

@@ -99,7 +99,7 @@ class Joiner:
         self._sources: PrefixTable[bool] = PrefixTable()
         self.packets = 0
         self.octets = 0
-        self.report: tuple[int, int, int] | None = None
+        self.report: tuple[int, int, int, int] | None = None
 
     @property
     def idle(self) -> bool:

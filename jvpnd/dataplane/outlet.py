@@ -22,10 +22,12 @@ from jvpnd.core.wire import (
     MAX_PARTS,
     MAX_SEND,
     REPORT,
+    SAFE_DATAGRAM,
 )
 from jvpnd.dataplane.clean import REPORT_EVERY_MS, SILENT_AFTER_MS, CleanRun
 from jvpnd.dataplane.counters import (
     LAST_TX_MS,
+    PEER_LIMIT,
     PEER_MISSING,
     PEER_RECORDS,
     PEER_TOLD_MS,
@@ -69,13 +71,20 @@ class Binding:
     datagrams: bool  # else records of any length stay whole
     gso: bool
     shared: bool  # with other slots: where it is full, the device is, and all wait
-    size: int = 0  # of a datagram, in bytes
+    most: int = 0  # bytes of a datagram that holds a packet as long as the TUN's MTU
+    own_limit: int = 0  # what the transport carries, as far as we know; 0: any
+    peer_limit: int = 0  # the same, as the peer knows it
+    size: int = 0  # of a datagram, in bytes: the least of these
     clean: CleanRun = field(default_factory=CleanRun)
     next_look_ms: int = 0
     told_ms: int = 0
     next_error_ms: int = 0
     unsent: int = 0  # records that the socket did not take
     may_wait_ms: float = SEND_WAIT_MS
+
+    def fit(self) -> None:
+        """One of the limits has changed."""
+        self.size = min(each for each in (self.most, self.own_limit, self.peer_limit) if each)
 
     @property
     def spans(self) -> bool:
@@ -163,7 +172,7 @@ class Outlet:
         batch = self._batch
         per_packet = FRAME_LEN + OVERHEAD
         size = len(cut.header) + cut.gso_size + per_packet
-        if binding.datagrams and size > binding.size and not binding.shared:
+        if binding.datagrams and size > binding.size:
             self._send_long_slices(binding, frame, cut)
             return
         first = 0
@@ -196,6 +205,11 @@ class Outlet:
             plain = memoryview(b"".join((prefix, cut.header, body)))
             self.send_record(binding, plain, 1, len(plain) - FRAME_LEN)
 
+    def tell(self, binding: Binding) -> None:
+        """Send a report now."""
+        if binding.shared:
+            self._exchange_reports(binding, clock_ms())
+
     def flush(self) -> None:
         """Send what waits."""
         batch = self._batch
@@ -225,6 +239,8 @@ class Outlet:
         if binding.gso:
             segment = (socket.SOL_UDP, _UDP_SEGMENT, _U16.pack(stride))
             error = self._try_send(binding, data, (segment,))
+            if error == errno.EMSGSIZE:  # maybe an earlier datagram's: a router told of its MTU
+                error = self._try_send(binding, data, (segment,))
             if error not in _GSO_REFUSED:
                 self._account(binding, records, packets, octets, error)
                 return
@@ -300,12 +316,25 @@ class Outlet:
         told_ms = words[at + PEER_TOLD_MS]
         if now_ms - told_ms > SILENT_AFTER_MS:
             binding.clean.silent()
-        elif told_ms != binding.told_ms and self._may_span:
+        elif told_ms != binding.told_ms:
             binding.told_ms = told_ms
-            binding.clean.told(words[at + PEER_RECORDS], words[at + PEER_MISSING])
+            self._take_limit(binding, words[at + PEER_LIMIT])
+            if self._may_span:
+                binding.clean.told(words[at + PEER_RECORDS], words[at + PEER_MISSING])
         frame = FRAME.pack(FLAG_REPORT, REPORT.size, 0)
         words[at + TX_UNSENT] = binding.unsent
-        frame += REPORT.pack(words[at + RX_RECORDS], words[at + RX_MISSING], binding.unsent)
+        limit = binding.own_limit if binding.shared else 0
+        frame += REPORT.pack(
+            words[at + RX_RECORDS], words[at + RX_MISSING], binding.unsent, limit
+        )
         end = binding.sealer.seal(memoryview(frame), self._report_memory, 0)
         with contextlib.suppress(OSError):  # the next one says it all again
             binding.send((self._report_memory[:end],))
+
+    @staticmethod
+    def _take_limit(binding: Binding, told: int) -> None:
+        """What the peer says of the path; a tiny limit would only cost us."""
+        limit = max(told, SAFE_DATAGRAM) if told else 0
+        if binding.shared and limit != binding.peer_limit:
+            binding.peer_limit = limit
+            binding.fit()

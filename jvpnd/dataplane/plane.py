@@ -153,7 +153,7 @@ class DataPlane:
         self.set_limit(socket_id, limit)
 
     def set_limit(self, socket_id: int, limit: int) -> None:
-        """What that relay carries has changed."""
+        """What that relay, or the path of those UDP sockets, carries."""
         self._limits[socket_id] = limit
         self._tell("uplink", "set_limit", socket_id=socket_id, limit=limit)
 
@@ -229,9 +229,11 @@ class DataPlane:
         key: bytes,
         socket_id: int,
         remote: Remote | None,
+        cautious: bool = False,
     ) -> None:
         """Send the slot's packets to receiver `index` through this transport and no other.
 
+        `cautious`: in datagrams that any path carries, until the peer tells what this one does.
         Raises ValueError for the key that the slot was bound with last: its counters start at 0,
         and a second bind would repeat nonces.
         """
@@ -245,6 +247,7 @@ class DataPlane:
             "key": key.hex(),
             "socket_id": self._checked_socket(socket_id),
             "remote": canonical(remote),
+            "cautious": cautious,
         }
         self._sent_under[slot] = digest
         self._tell("uplink", "bind_send", **arguments)

@@ -17,13 +17,14 @@ from jvpnd.core.wire import (
     FRAME_LEN,
     HEADER_LEN,
     MAX_SUPER_SLICES,
+    SAFE_DATAGRAM,
     TAG_LEN,
     Suite,
     datagram_len,
     datagrams_a_send,
 )
 from jvpnd.dataplane import vnet
-from jvpnd.dataplane.counters import TURNS, Counters, Drop, slot_base
+from jvpnd.dataplane.counters import PEER_TOLD_MS, TURNS, Counters, Drop, slot_base
 from jvpnd.dataplane.messages import Remote, Report, address_of
 from jvpnd.dataplane.networks import PrefixTable
 from jvpnd.dataplane.outlet import Binding, Outlet
@@ -59,6 +60,7 @@ class Uplink:
         self._tun_fd = tun_fd
         self._offloads = offloads
         self._lane = lane
+        self._counters = counters
         self._drops = counters.drops_of("uplink")
         self._head = memoryview(bytearray(vnet.HEADER_LEN if offloads.vnet else 0))
         self._plain = memoryview(bytearray(2 * MAX_RECORD))
@@ -102,14 +104,19 @@ class Uplink:
         self._ready |= dict.fromkeys(writer.descriptors(), writer)
 
     def set_limit(self, socket_id: int, limit: int) -> None:
-        """This transport carries datagrams, of at most so many bytes."""
+        """This transport carries datagrams, of at most so many bytes. The peer is told at once:
+        it may be the only one that sends, and lose all of it."""
         self._limits[socket_id] = limit
         self._resize()
+        for binding in self._bindings.values():
+            if binding.socket_id == socket_id:
+                self._outlet.tell(binding)
 
     def _resize(self) -> None:
         for binding in self._bindings.values():
-            limit = self._limits.get(binding.socket_id, self._datagram_len)
-            binding.size = min(limit, self._datagram_len)
+            binding.most = self._datagram_len
+            binding.own_limit = self._limits.get(binding.socket_id, 0)
+            binding.fit()
 
     def remove_socket(self, socket_id: int) -> None:
         gone, writer = self._sockets.pop(socket_id, None), self._writers.pop(socket_id, None)
@@ -126,7 +133,14 @@ class Uplink:
             gone.close()
 
     def bind_send(
-        self, slot: int, index: int, suite: int, key: str, socket_id: int, remote: Remote | None
+        self,
+        slot: int,
+        index: int,
+        suite: int,
+        key: str,
+        socket_id: int,
+        remote: Remote | None,
+        cautious: bool = False,
     ) -> None:
         out = self._sockets[socket_id]
         is_udp = out.family in (socket.AF_INET, socket.AF_INET6) and out.type == socket.SOCK_DGRAM
@@ -141,6 +155,8 @@ class Uplink:
             datagrams=is_udp or socket_id in self._limits,
             gso=is_udp and self._offloads.udp_gso,
             shared=is_udp,
+            told_ms=self._counters.words[slot_base(slot) + PEER_TOLD_MS],  # of an earlier binding
+            peer_limit=SAFE_DATAGRAM if cautious else 0,
         )
         self._resize()
 

@@ -24,10 +24,18 @@ REST_S: Final = 30.0
 class SizeSearch:
     """`size` is the largest UDP payload known to arrive."""
 
-    def __init__(self, sizes: tuple[int, ...]) -> None:
-        """`sizes`: those worth a try, from small to large, all above BASE."""
-        self._sizes = sizes
-        self.size = BASE
+    def __init__(
+        self,
+        sizes: tuple[int, ...],
+        base: int = BASE,
+        try_s: float = TRY_S,
+        rest_s: float = REST_S,
+    ) -> None:
+        """`sizes`: those worth a try, from small to large, all above `base`, which is taken for
+        granted."""
+        self._sizes, self._base = sizes, base
+        self._try_s, self.rest_s = try_s, rest_s
+        self.size = base
         self._begin()
 
     def _begin(self) -> None:
@@ -48,11 +56,11 @@ class SizeSearch:
     def tick(self) -> tuple[tuple[int, ...], float]:
         """The sizes to probe now, largest first, and in how many seconds to ask again."""
         if self._tries == 0 or self._answered == self._sizes[-1]:
-            narrower = self._heard and self._answered < self.size > BASE
+            narrower = self._heard and self._answered < self.size > self._base
             self._begin()
             if not narrower:
-                return (), REST_S
-            self.size = BASE
+                return (), self.rest_s
+            self.size = self._base
         self._tries -= 1
         least = max(self.size, self._answered)
-        return tuple(size for size in reversed(self._sizes) if size >= least), TRY_S
+        return tuple(size for size in reversed(self._sizes) if size >= least), self._try_s

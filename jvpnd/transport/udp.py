@@ -1,9 +1,9 @@
 """UDP sockets of the tunnel: a group for each path of a client, and for each address that a gateway
 listens on; of one socket, if there is one lane.
 
-Both are left to the kernel's default don't-fragment policy (path MTU discovery where the route
-asks for it). All descriptors are non-blocking. The data plane switches UDP_GRO on; backlog.py says
-how much may wait unsent.
+None of them lets anybody fragment what it sends: how long a datagram may be is found by probing
+(pathsizes.py), whatever routers tell or do not tell. All descriptors are non-blocking. The data
+plane switches UDP_GRO on; backlog.py says how much may wait unsent.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from jvpnd.transport.group import SocketGroup, bind_group
 RECEIVE_BYTES = 8 * 2**20  # a few ms of a fast line, while the worker is not scheduled
 
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h; ignores the sysctl maximum
+_IP_MTU_DISCOVER = 10  # linux/in.h
+_IPV6_MTU_DISCOVER = 23  # linux/in6.h
+_PMTUDISC_PROBE = 3  # don't fragment, and no notice of what the kernel thinks of the path
 _IP_RECVERR = 11  # linux/in.h
 _IPV6_RECVERR = 25  # linux/in6.h
 
@@ -111,7 +114,9 @@ def _new_socket(address: str, dual: bool) -> socket.socket:
     six = ipaddress.ip_address(address).version == 6
     sock = socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_DGRAM)
     try:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
         if six:
+            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual else 1)
         _tune(sock)
     except OSError:

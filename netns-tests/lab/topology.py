@@ -23,7 +23,7 @@ class Uplink:
     def __init__(self, letter: str, number: int, client: Namespace, gateway: Namespace) -> None:
         self.device = f"up-{letter}"
         self.number = number
-        self._client, self._gateway = client, gateway
+        self.client, self._gateway = client, gateway
         self.router = Namespace(f"r{letter}")
         self._gateway_device = f"g{letter}"
         self._build_lan()
@@ -33,7 +33,7 @@ class Uplink:
 
     def _build_lan(self) -> None:
         ip(
-            *("link", "add", self.device, "netns", self._client.name, "type", "veth"),
+            *("link", "add", self.device, "netns", self.client.name, "type", "veth"),
             *("peer", "name", "lan", "netns", self.router.name),
         )
         self.router.sysctl("net.ipv4.ip_forward", "1")
@@ -55,7 +55,7 @@ class Uplink:
 
     def set_up(self, host: int = 2) -> None:
         """Link up, address and default route, as a DHCP client would leave them."""
-        self._client.ip_batch(*self._lease(host))
+        self.client.ip_batch(*self._lease(host))
 
     def _lease(self, host: int) -> list[str]:
         n, metric = self.number, f"dev {self.device} metric {100 * self.number}"
@@ -69,12 +69,12 @@ class Uplink:
 
     def set_down(self) -> None:
         """As if the cable were pulled: the client's kernel tells."""
-        self._client.ip("link", "set", self.device, "down")
+        self.client.ip("link", "set", self.device, "down")
 
     def change_address(self, host: int) -> None:
         """A new lease: the old address goes, the new one and its route come."""
         flush = f"addr flush dev {self.device} scope global"
-        self._client.ip_batch(flush, *self._lease(host))
+        self.client.ip_batch(flush, *self._lease(host))
 
     def silence(self) -> None:
         """A blackhole: nothing passes the wire, and no interface tells."""

@@ -1,0 +1,55 @@
+"""A gateway's part for paths that do not carry every datagram: it answers size probes, and takes
+and gives handshakes in halves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from jvpnd.core.effects import Origin, Send
+from jvpnd.core.halves import Halves, in_halves
+from jvpnd.core.noise import public_key
+from jvpnd.core.packets import stealth_key
+from jvpnd.core.ratelimit import TokenBuckets, source_key
+from jvpnd.core.sizeprobe import size_packet, size_token
+from jvpnd.core.wire import PacketType
+from jvpnd.host import now_ms
+
+PROBES_PER_S: Final = 100  # answered to one source
+PROBE_BURST: Final = 200
+SOURCES: Final = 4096
+
+
+class NarrowPaths:
+    """Keeps halves, and how many probes each source has had answered lately; no more."""
+
+    def __init__(self, secret: bytes) -> None:
+        """`secret`: the gateway's private key."""
+        self._key = stealth_key(public_key(secret))
+        self._halves = Halves()
+        self._halved: Origin | None = None  # whose handshake in halves is being answered
+        self._probes = TokenBuckets(PROBES_PER_S, PROBE_BURST, SOURCES)
+
+    def answer(self, origin: Origin, packet: bytes, send: Callable[[Send], None]) -> None:
+        """Answer a SIZE_PROBE with as many bytes, if it is good."""
+        token = size_token(packet, self._key) if origin.transport == "udp" else None
+        if token is not None and self._probes.allow(source_key(origin.remote[0]), int(now_ms())):
+            reply = size_packet(PacketType.SIZE_REPLY, token, len(packet), self._key)
+            send(Send(origin, reply))
+
+    def whole(self, origin: Origin, packet: bytes) -> bytes | None:
+        """The packet, or that of which it was the last half to come; None if one is missing."""
+        self._halved = None
+        if packet[:1] != bytes([PacketType.HALF]):
+            return packet
+        whole = self._halves.add(origin, packet) if origin.transport == "udp" else None
+        if whole is not None:
+            self._halved = origin
+        return whole
+
+    def packets(self, effect: Send) -> Sequence[bytes]:
+        """What is sent for it: who asked in halves is answered in halves."""
+        is_response = effect.data[0] == PacketType.HANDSHAKE_RESPONSE
+        if is_response and effect.to == self._halved:
+            return in_halves(effect.data)
+        return (effect.data,)
