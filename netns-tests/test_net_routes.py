@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from namespaced import in_namespace, new_namespace, run, spawn
 
+from jvpnd.cleanup import main as cleanup
 from jvpnd.net.routes import HostNetwork, fwmark_of
 from jvpnd.net.tun import Tun, open_tun, set_persistent
 from jvpnd.transport.udp import open_path
@@ -370,6 +371,15 @@ def killed(test: Callable[[Path, str], None]) -> Callable[[], None]:
 
     body.__name__ = test.__name__
     return in_namespace(body)
+
+
+@killed
+def test_what_a_kill_left_goes_where_there_is_no_next_start(runtime: Path, before: str) -> None:
+    cleanup(str(runtime))
+    assert not Path("/sys/class/net/jx0").exists()
+    assert snapshot() == before
+    cleanup(str(runtime))  # nothing is left to do
+    assert snapshot() == before
 
 
 @killed
