@@ -1,13 +1,12 @@
 """The vectors, the protocol's page and the code agree.
 
-What is recomputed here follows docs/protocol.md with the primitives of `cryptography`, `hashlib`
-and libsodium, and uses nothing of `jvpnd.core`; only the last tests look at the code itself.
+What is recomputed here follows docs/protocol.md with the primitives of otherclient.py, and uses
+nothing of `jvpnd.core`; only the last tests look at the code itself.
 """
 
 from __future__ import annotations
 
 import hashlib
-import hmac
 import inspect
 import ipaddress
 import json
@@ -18,13 +17,13 @@ from typing import Any
 import nacl.bindings as sodium
 import pytest
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
 from jvpnd.core import keys, messages, packets
 from jvpnd.core.states import TABLE
 from jvpnd.core.wire import PacketType
 
+from .otherclient import Noise, agreed, derived, hkdf, mac, public, xsealed
 from .vectors import FILE, kem_of, make
 
 VECTORS = json.loads(FILE.read_text())
@@ -37,73 +36,6 @@ SECOND = MOVE["epoch"]
 
 def raw(value: str) -> bytes:
     return bytes.fromhex(value)
-
-
-# --- the primitives, as the page has them ---
-
-
-def public(secret: bytes) -> bytes:
-    return X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
-
-
-def agreed(secret: bytes, point: bytes) -> bytes:
-    key = X25519PrivateKey.from_private_bytes(secret)
-    return key.exchange(X25519PublicKey.from_public_bytes(point))
-
-
-def derived(key: bytes, label: str, *context: bytes | int) -> bytes:
-    text = b""
-    for field in (b"jvp1 " + label.encode(), *context):
-        part = field.to_bytes(8, "little") if isinstance(field, int) else field
-        text += len(part).to_bytes(2, "little") + part
-    return hashlib.blake2b(text, key=key, digest_size=32).digest()
-
-
-def mac(key: bytes, text: bytes) -> bytes:
-    return hashlib.blake2b(text, key=key, digest_size=16).digest()
-
-
-def xsealed(key: bytes, nonce: bytes, body: bytes, clear: bytes) -> bytes:
-    boxed = sodium.crypto_aead_xchacha20poly1305_ietf_encrypt(body, clear, nonce, key)
-    return nonce + bytes(boxed)
-
-
-def hkdf(key: bytes, material: bytes, outputs: int) -> list[bytes]:
-    temporary, block, found = hmac.digest(key, material, "blake2s"), b"", []
-    for number in range(1, outputs + 1):
-        block = hmac.digest(temporary, block + bytes([number]), "blake2s")
-        found.append(block)
-    return found
-
-
-class Noise:
-    """The symmetric state, with a trace of what it was."""
-
-    def __init__(self) -> None:
-        self.h = self.ck = hashlib.blake2s(b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s").digest()
-        self.k, self.n = bytes(32), 0
-        self.trace: list[tuple[bytes, bytes, bytes]] = []
-
-    def mix_hash(self, data: bytes) -> None:
-        self.h = hashlib.blake2s(self.h + data).digest()
-        self.trace.append((self.h, self.ck, self.k))
-
-    def mix_key(self, material: bytes) -> None:
-        self.ck, self.k = hkdf(self.ck, material, 2)
-        self.n = 0
-        self.trace.append((self.h, self.ck, self.k))
-
-    def mix_psk(self, psk: bytes) -> None:
-        self.ck, more, self.k = hkdf(self.ck, psk, 3)
-        self.n = 0
-        self.mix_hash(more)
-
-    def seal(self, text: bytes) -> bytes:
-        nonce = bytes(4) + self.n.to_bytes(8, "little")
-        self.n += 1
-        sealed = ChaCha20Poly1305(self.k).encrypt(nonce, text, self.h)
-        self.mix_hash(sealed)
-        return sealed
 
 
 # --- payloads, field by field ---
@@ -159,17 +91,13 @@ def exchange() -> tuple[Noise, bytes, bytes]:
     """The state after both messages, and these."""
     gateway, client = raw(STATIC["gateway_secret"]), raw(STATIC["client_secret"])
     ours, theirs = raw(SHAKE["client_ephemeral_secret"]), raw(SHAKE["gateway_ephemeral_secret"])
-    state = Noise()
-    state.mix_hash(b"JVP/1")
-    state.mix_hash(public(gateway))
-    state.mix_hash(public(ours))
-    state.mix_key(public(ours))
+    state = Noise(public(gateway))
+    state.mix_ephemeral(public(ours))
     state.mix_key(agreed(ours, public(gateway)))  # es
     first = public(ours) + state.seal(public(client))
     state.mix_key(agreed(client, public(gateway)))  # ss
     first += state.seal(INIT_PAYLOAD)
-    state.mix_hash(public(theirs))
-    state.mix_key(public(theirs))
+    state.mix_ephemeral(public(theirs))
     state.mix_key(agreed(theirs, public(ours)))  # ee
     state.mix_key(agreed(theirs, public(client)))  # se
     state.mix_psk(raw(STATIC["psk"]))
