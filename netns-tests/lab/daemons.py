@@ -123,7 +123,7 @@ class Daemon:
         """End it, and remove the device that a daemon leaves that is killed."""
         if self.process is not None and self.process.poll() is None:
             self.stop(signal.SIGKILL)
-        if self.process is not None:
+        if self.process is not None and self.folder.exists():
             name = tomllib.loads(self.config_file.read_text())["interface"]["name"]
             self.namespace.run("ip", "link", "del", name, check=False)
         self._folder.cleanup()
