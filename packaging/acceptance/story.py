@@ -23,6 +23,9 @@ INNER = "10.77.0.1"
 BEYOND = "198.51.100.1"  # somewhere on the internet: the host reaches it through the tunnel
 ECHO_HZ = "100"
 
+# More happens here within a minute than a session allows by itself.
+POLICY = "[policy]\nmax_switches_per_minute = 60\n"
+
 Step = Callable[[], list[str] | None]
 
 GATEWAY = f"""\
@@ -37,7 +40,7 @@ port = 7700
 name = "laptop"
 public_key = "{{client}}"
 address = ["10.77.0.2", "fd77::2"]
-"""
+{POLICY}"""
 CLIENT = f"""\
 role = "client"
 node = "laptop"
@@ -48,7 +51,7 @@ address = "{OUTSIDE[4]}"
 port = 7700
 [routes]
 mode = "full"
-"""
+{POLICY}"""
 # In a router: what goes beside the tunnel.
 COUNT_BESIDE = f"""\
 table ip seen {{
