@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 ON = '[routes]\nmode = "full"\nkill_switch = true\n'
 OFF = '[routes]\nmode = "full"\n'
-TRANSPORT = [f"{OUTSIDE[4]}/{port}" for port in ("udp/7700", "tcp/7700", "tcp/443", "udp/443")]
+PORTS = ("udp/7700", "tcp/7700", "tcp/443", "udp/443")
 # Ends soon, so that DEGRADED and TERMINATED are seen.
 SHORT = "transport_loss_ttl_ms = 4000\nmax_recovery_window_ms = 1000\n"
 
@@ -29,17 +29,22 @@ SHORT = "transport_loss_ttl_ms = 4000\nmax_recovery_window_ms = 1000\n"
 class Watched:
     """A client with a network behind it, taps on its uplinks, and traffic of every kind."""
 
-    def __init__(self, lab: Lab, routes: str, transports: tuple[str, ...] = ALL) -> None:
+    def __init__(
+        self, lab: Lab, routes: str, transports: tuple[str, ...] = ALL, version: int = 4
+    ) -> None:
+        """`version` of IP outside the tunnel."""
         with contextlib.ExitStack() as stack:
             self.lab = lab
-            behind = stack.enter_context(network_behind(lab.client))
-            self.taps = [Tap(up.router, "lan", TRANSPORT) for up in (lab.a, lab.b)]
+            self.behind = stack.enter_context(network_behind(lab.client))
+            allowed = [f"{OUTSIDE[version]}/{port}" for port in PORTS]
+            self.taps = [Tap(up.router, "lan", allowed) for up in (lab.a, lab.b)]
             for tap in self.taps:
                 stack.callback(tap.close)
             self.pair = stack.enter_context(
                 Pair(
                     lab.client,
                     lab.gateway,
+                    version,
                     client_policy=SHORT,
                     gateway_policy=SHORT,
                     routes=routes,
@@ -49,11 +54,9 @@ class Watched:
             self.client = self.pair.client
             self._stack = stack.pop_all()
             self._offers: list[Offers] = []
-            self._hosts = (lab.client, behind)
 
     def offer(self) -> None:
-        own, behind = self._hosts
-        self._offers = [Offers(own, "up-a", "up-b"), Offers(behind)]
+        self._offers = [Offers(self.lab.client, "up-a", "up-b"), Offers(self.behind)]
         for offers in self._offers:
             self._stack.callback(offers.close)
 
@@ -151,6 +154,35 @@ def test_without_it_the_taps_see_the_same_traffic(lab: Lab) -> None:
             *("10.1.0.1/udp/53", "fd01::1/udp/53", "224.0.0.251/udp/53", "ff02::fb/udp/53"),
         }
         until(lambda: wanted <= set(watched.leaks()), "the taps see it all")
+
+
+def test_over_ipv6_neighbours_are_found_while_it_is_on(lab: Lab) -> None:
+    with Watched(lab, ON, version=6) as watched:
+        watched.pair.gateway.start()
+        assert kill_switch(watched.client, "on").returncode == 0
+        lab.client.ip("neigh", "flush", "all")
+        watched.offer()
+        watched.client.start()
+        watched.client.wait_state("ATTACHED")
+        watched.nothing_leaks("over IPv6")
+        lab.client.run("ping", "-c1", "-W5", "fd77::1")
+
+
+def test_a_network_behind_that_is_excluded_is_served_through_the_tunnel(lab: Lab) -> None:
+    """As Docker's are: with addresses translated into the tunnel."""
+    with Watched(lab, f'{ON}exclude = ["10.99.0.0/24"]\n', ("udp",)) as watched:
+        lab.client.nft(
+            "table ip docker {\nchain post {\ntype nat hook postrouting priority srcnat;\n"
+            "ip saddr 10.99.0.0/24 masquerade\n}\n}\n"
+        )
+        watched.pair.start()
+        watched.offer()
+        ping = ("ping", "-c1", "-W1")
+        for host, target in ((watched.behind, "10.77.0.1"), (lab.client, "10.99.0.2")):
+            until(lambda: host.run(*ping, target, check=False).returncode == 0, target)  # noqa: B023
+        watched.nothing_leaks("with a network behind")
+        watched.client.stop()
+        watched.nothing_leaks("with a network behind and no daemon")
 
 
 def test_rules_of_others_that_send_packets_elsewhere_do_not_open_it(lab: Lab) -> None:

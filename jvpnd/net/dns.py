@@ -10,6 +10,7 @@ import json
 import logging
 import shutil
 import subprocess
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, cast, get_args
@@ -20,7 +21,7 @@ from jvpnd.net.resolvconf import RESOLV_CONF, NotOurs, ResolvConf
 
 _log = logging.getLogger(__name__)
 _NOTE: Final = "dns.json"
-_PATIENCE_S: Final = 10
+_PATIENCE_S: Final = 5
 _CHANGED: Final = "somebody has changed it since, and it is left as it is"
 
 
@@ -40,6 +41,7 @@ class HostDns:
         self._file = runtime / _NOTE
         self._resolv_conf = ResolvConf()
         self._told: tuple[Manager, str] | None = None  # and of which interface
+        self._lock = threading.Lock()  # a change that was given up may still go on in its thread
         self._problem: str | None = None
         self._is_set = False
 
@@ -67,10 +69,11 @@ class HostDns:
 
     async def restore(self) -> None:
         """Put back what was there before."""
-        problem = await asyncio.to_thread(undo, self._told, self._name)
+        told, self._told = self._told, None
+        self._problem, self._is_set = None, False
+        problem = await asyncio.to_thread(self._undo, told)
         if problem:
             _log.warning("name servers are not put back: %s", problem)
-        self._told, self._problem, self._is_set = None, None, False
         self._file.unlink(missing_ok=True)
 
     def status(self) -> dict[str, Any] | None:
@@ -99,15 +102,23 @@ class HostDns:
         fresh.write_text(json.dumps({"manager": manager, "interface": self._name}))
         fresh.replace(self._file)
 
+    def _undo(self, told: tuple[Manager, str] | None) -> str | None:
+        with self._lock:
+            return undo(told, self._name)
+
     def _tell(self, manager: Manager, is_first: bool) -> str | None:
-        if manager == "resolved":
-            commands = dnsmanagers.resolved_commands(self._name, self._servers, self._domains)
-            return next(filter(None, map(_run, commands)), None)
-        if manager == "resolvconf":
-            command, text = dnsmanagers.resolvconf_command(
-                self._name, self._servers, self._domains
-            )
-            return _run(command, text)
+        with self._lock:
+            if self._told is None:  # undone before it was done
+                return None
+            if manager == "file":
+                return self._write(is_first)
+            name, servers, domains = self._name, self._servers, self._domains
+            if manager == "resolved":
+                commands = dnsmanagers.resolved_commands(name, servers, domains)
+                return next(filter(None, map(_run, commands)), None)
+            return _run(*dnsmanagers.resolvconf_command(name, servers, domains))
+
+    def _write(self, is_first: bool) -> str | None:
         try:
             held = self._resolv_conf.held()
             if not is_first and (held is None or held.owner != self._name):
@@ -115,8 +126,10 @@ class HostDns:
             self._resolv_conf.put(self._name, self._servers, self._domains)
         except NotOurs:
             return f"{RESOLV_CONF}: {_CHANGED}"
-        except (OSError, ValueError) as error:
-            return f"{RESOLV_CONF}: {error}"
+        except OSError as error:
+            return f"{RESOLV_CONF}: {error.strerror}"
+        except ValueError as error:
+            return str(error)
         return None
 
 

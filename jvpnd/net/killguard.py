@@ -37,17 +37,12 @@ class KillGuard:
             return
         try:
             self._events = nftables.subscribe()
-            others = killswitch.switched_on() - {killswitch.table_of(self._name)}
+            self._warn_of_others(killswitch.switched_on())
         except OSError as error:
             raise MissingFeature(f"no kill switch: {error.strerror} (nf_tables)") from error
         problem = await nft.load(killswitch.ruleset(self._name, self._exclude))
         if problem is not None:
             raise MissingFeature(f"the kill switch cannot be put on: {problem}")
-        if others:
-            _log.warning(
-                "the kill switch of another interface is on, and holds this tunnel back, too "
-                "(%s): see jvpnctl kill-switch off", ", ".join(sorted(others))
-            )
         asyncio.get_running_loop().add_reader(self._events.fileno(), self._changed)
 
     async def stop(self) -> None:
@@ -62,14 +57,24 @@ class KillGuard:
 
     async def _take_off_left(self) -> None:
         try:
-            is_left = killswitch.is_on(self._name)
+            tables = killswitch.switched_on()
         except OSError as error:  # a kernel without nft has no tables
             _log.debug("cannot look for a kill switch: %s", error)
             return
-        if is_left:
+        self._warn_of_others(tables)
+        if killswitch.table_of(self._name) in tables:
             problem = await nft.load(killswitch.without(self._name))
             if problem is not None:
                 _log.warning("cannot take the kill switch off: %s", problem)
+
+    def _warn_of_others(self, tables: set[str]) -> None:
+        """Left where the interface had another name, or of another daemon: we cannot tell."""
+        others = tables - {killswitch.table_of(self._name)}
+        if others:
+            _log.warning(
+                "the kill switch of another interface is on and holds this tunnel back (%s): "
+                "jvpnctl kill-switch off takes it off", ", ".join(sorted(others)),
+            )
 
     def _changed(self) -> None:
         """Somebody changed rules: was it ours?"""
