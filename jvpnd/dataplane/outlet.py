@@ -78,6 +78,7 @@ class Binding:
     clean: CleanRun = field(default_factory=CleanRun)
     next_look_ms: int = 0
     told_ms: int = 0
+    limit_told_ms: int = 0
     next_error_ms: int = 0
     unsent: int = 0  # records that the socket did not take
     may_wait_ms: float = SEND_WAIT_MS
@@ -136,8 +137,14 @@ class Outlet:
     sends what waits. `packets` and `octets` are the inner ones of a record, for the counters."""
 
     def __init__(
-        self, counters: Counters, spans: bool, report: Callable[[Report], None]
+        self,
+        counters: Counters,
+        spans: bool,
+        report: Callable[[Report], None],
+        path_words: memoryview,
     ) -> None:
+        """`path_words`: where the peer tells how long datagrams may be."""
+        self._path_words = path_words
         self._words = counters.words
         self._drops = counters.drops_of("uplink")
         self._report = report
@@ -316,11 +323,10 @@ class Outlet:
         told_ms = words[at + PEER_TOLD_MS]
         if now_ms - told_ms > SILENT_AFTER_MS:
             binding.clean.silent()
-        elif told_ms != binding.told_ms:
+        elif told_ms != binding.told_ms and self._may_span:
             binding.told_ms = told_ms
-            self._take_limit(binding, words[at + PEER_LIMIT])
-            if self._may_span:
-                binding.clean.told(words[at + PEER_RECORDS], words[at + PEER_MISSING])
+            binding.clean.told(words[at + PEER_RECORDS], words[at + PEER_MISSING])
+        self._take_limit(binding)
         frame = FRAME.pack(FLAG_REPORT, REPORT.size, 0)
         words[at + TX_UNSENT] = binding.unsent
         limit = binding.own_limit if binding.shared else 0
@@ -331,10 +337,11 @@ class Outlet:
         with contextlib.suppress(OSError):  # the next one says it all again
             binding.send((self._report_memory[:end],))
 
-    @staticmethod
-    def _take_limit(binding: Binding, told: int) -> None:
-        """What the peer says of the path; a tiny limit would only cost us."""
-        limit = max(told, SAFE_DATAGRAM) if told else 0
-        if binding.shared and limit != binding.peer_limit:
-            binding.peer_limit = limit
+    def _take_limit(self, binding: Binding) -> None:
+        """Hear what the peer says of the path; a tiny limit would only cost us."""
+        words, at = self._path_words, binding.counters_at
+        if binding.shared and words[at + PEER_TOLD_MS] != binding.limit_told_ms:
+            binding.limit_told_ms = words[at + PEER_TOLD_MS]
+            told = words[at + PEER_LIMIT]
+            binding.peer_limit = max(told, SAFE_DATAGRAM) if told else 0
             binding.fit()

@@ -56,11 +56,14 @@ class Uplink:
         lane: int,
         counters: Counters,
         report: Callable[[Report], None],
+        first: Counters | None = None,
     ) -> None:
+        """`first`: lane 0's counters, if this is another one: every peer has that lane, so there it
+        tells what holds for all of them."""
         self._tun_fd = tun_fd
         self._offloads = offloads
         self._lane = lane
-        self._counters = counters
+        self._path_words = (first or counters).words
         self._drops = counters.drops_of("uplink")
         self._head = memoryview(bytearray(vnet.HEADER_LEN if offloads.vnet else 0))
         self._plain = memoryview(bytearray(2 * MAX_RECORD))
@@ -68,7 +71,7 @@ class Uplink:
         self._begin = self._end = 0
         self._limit = 0  # the longest that it may become
         self._packets = self._octets = 0
-        self._outlet = Outlet(counters, offloads.spans, report)
+        self._outlet = Outlet(counters, offloads.spans, report, self._path_words)
         self._sockets: dict[int, socket.socket] = {}
         self._limits: dict[int, int] = {}  # of those that carry no longer datagrams
         self._writers: dict[int, StreamWriter] = {}  # of those that are streams
@@ -155,7 +158,7 @@ class Uplink:
             datagrams=is_udp or socket_id in self._limits,
             gso=is_udp and self._offloads.udp_gso,
             shared=is_udp,
-            told_ms=self._counters.words[slot_base(slot) + PEER_TOLD_MS],  # of an earlier binding
+            limit_told_ms=self._path_words[slot_base(slot) + PEER_TOLD_MS],  # of another binding
             peer_limit=SAFE_DATAGRAM if cautious else 0,
         )
         self._resize()

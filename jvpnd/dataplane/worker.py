@@ -61,6 +61,7 @@ def main(
     for noise in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(noise, signal.SIG_IGN)  # control decides when this ends, and sees to it
     counters = Counters(counters_fd, lane)
+    first = Counters(counters_fd) if lane else counters
     os.close(counters_fd)
     channel = Channel(channel_fd, counters.drops_of(role))
     started = receive_command(channel.socket)
@@ -70,7 +71,7 @@ def main(
     offloads = Offloads(**arguments["offloads"])
     worker: Uplink | Downlink
     if role == "uplink":
-        worker = Uplink(tun_fd, offloads, lane, counters, channel.report)
+        worker = Uplink(tun_fd, offloads, lane, counters, channel.report, first)
     else:
         worker = Downlink(tun_fd, offloads, lane, counters, channel.report, lanes)
     channel.commands = worker.commands
