@@ -283,11 +283,11 @@ async def test_control_packets_are_forwarded_and_junk_is_counted() -> None:
             attacker.connect(two.address)
             data = HEADER.pack(8, 0, 0, 424242, 1) + bytes(40)
             for packet in (
-                *(bytes([kind]) * 50 for kind in (*range(1, 8), 9)),
+                *(bytes([kind]) * 50 for kind in (*range(1, 8), *range(9, 13))),
                 b"\x04" * MAX_CONTROL_LEN,
                 b"\x04" * (MAX_CONTROL_LEN + 1),
                 b"\x00" * 60,
-                *(bytes([kind]) for kind in range(10, 256)),
+                *(bytes([kind]) for kind in range(13, 256)),
                 b"",
                 b"\x08",
                 data[:31],
@@ -297,12 +297,12 @@ async def test_control_packets_are_forwarded_and_junk_is_counted() -> None:
                 attacker.send(packet)
             mine = attacker.getsockname()
         await until(lambda: two.dropped("bad_tag") == 1, "last packet seen")
-        await until(lambda: len(two.observer.packets) == 9, "control packets forwarded")
-        assert [packet[0] for _, _, packet in two.observer.packets] == [*range(1, 8), 9, 4]
+        await until(lambda: len(two.observer.packets) == 12, "control packets forwarded")
+        assert [packet[0] for _, _, packet in two.observer.packets] == [*range(1, 8), *range(9, 13), 4]
         assert {(socket_id, remote) for socket_id, remote, _ in two.observer.packets} == {
             (1, mine)
         }
-        expected = {"unknown_type": 248, "malformed": 3, "unknown_index": 1, "bad_tag": 1}
+        expected = {"unknown_type": 245, "malformed": 3, "unknown_index": 1, "bad_tag": 1}
         assert two.drops() == expected
         assert two.plane.slot_counters(0).last_rx_ms == 0
         await transfer(one, two, 100_000)
