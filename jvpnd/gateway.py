@@ -110,7 +110,7 @@ class GatewayShell:
             self._sample,
             SCAN_MS,
         )
-        self._narrow = NarrowPaths(config.private_key)
+        self.narrow = NarrowPaths(config.private_key)
         self._held_until_ms: float | None = None  # until when the TUN is left unread at most
         self.rates = RateMeter()
         self.store_meter = StoreMeter()
@@ -195,9 +195,9 @@ class GatewayShell:
         if origin is None:
             return
         if data[:1] == bytes([PacketType.SIZE_PROBE]):
-            self._narrow.answer(origin, data, self._send)
+            self.narrow.answer(origin, data, self._send)
             return
-        whole = self._narrow.whole(origin, data)
+        whole = self.narrow.whole(origin, data)
         if whole is not None:
             self.core.packet_received(now_ms(), origin, whole)
             self.driver.pump()
@@ -229,7 +229,7 @@ class GatewayShell:
         transport = self.listeners.transport(effect.to.socket_id)
         if transport is None:  # a connection that has ended
             return
-        for packet in self._narrow.packets(effect):
+        for packet in self.narrow.packets(effect):
             try:
                 transport.send(packet, effect.to.remote)
             except OSError as error:

@@ -29,13 +29,27 @@ class NarrowPaths:
         self._halves = Halves()
         self._halved: Origin | None = None  # whose handshake in halves is being answered
         self._probes = TokenBuckets(PROBES_PER_S, PROBE_BURST, SOURCES)
+        self._bad_probes = self._many_probes = 0
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Packets that were dropped, by cause."""
+        causes = {
+            "bad size probe": self._bad_probes,
+            "size probe rate": self._many_probes,
+            "half a handshake": self._halves.dropped,
+        }
+        return {cause: count for cause, count in causes.items() if count}
 
     def answer(self, origin: Origin, packet: bytes, send: Callable[[Send], None]) -> None:
         """Answer a SIZE_PROBE with as many bytes, if it is good."""
         token = size_token(packet, self._key) if origin.transport == "udp" else None
-        if token is not None and self._probes.allow(source_key(origin.remote[0]), int(now_ms())):
-            reply = size_packet(PacketType.SIZE_REPLY, token, len(packet), self._key)
-            send(Send(origin, reply))
+        if token is None:
+            self._bad_probes += 1
+        elif not self._probes.allow(source_key(origin.remote[0]), int(now_ms())):
+            self._many_probes += 1
+        else:
+            send(Send(origin, size_packet(PacketType.SIZE_REPLY, token, len(packet), self._key)))
 
     def whole(self, origin: Origin, packet: bytes) -> bytes | None:
         """The packet, or that of which it was the last half to come; None if one is missing."""

@@ -224,7 +224,7 @@ async def gateway_status(shell: GatewayShell, tun: Tun) -> Json:
         "traffic": _traffic(
             shell.plane,
             list(shell.slots.values()),
-            {**shell.core.dropped, **shell.listeners.dropped},
+            {**shell.core.dropped, **shell.listeners.dropped, **shell.narrow.dropped},
         )
         | _rates(shell.rates),
         "policy_version": shell.core.policy.version,

@@ -298,7 +298,8 @@ async def test_control_packets_are_forwarded_and_junk_is_counted() -> None:
             mine = attacker.getsockname()
         await until(lambda: two.dropped("bad_tag") == 1, "last packet seen")
         await until(lambda: len(two.observer.packets) == 12, "control packets forwarded")
-        assert [packet[0] for _, _, packet in two.observer.packets] == [*range(1, 8), *range(9, 13), 4]
+        kinds = [packet[0] for _, _, packet in two.observer.packets]
+        assert kinds == [*range(1, 8), *range(9, 13), 4]
         assert {(socket_id, remote) for socket_id, remote, _ in two.observer.packets} == {
             (1, mine)
         }

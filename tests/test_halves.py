@@ -48,6 +48,7 @@ def test_a_half_that_was_changed_makes_nothing() -> None:
         halves = Halves()
         halves.add("a", first)
         assert halves.add("a", bytes(forged)) is None
+        assert halves.dropped + len(halves) == 2
 
 
 def test_a_half_of_a_half_is_refused() -> None:
@@ -63,6 +64,7 @@ def test_what_waits_is_bounded_and_the_oldest_gives_way() -> None:
     for number in range(MAX_WAITING):
         halves.add(number, first)
         assert len(halves) <= MAX_WAITING
+    assert halves.dropped == 1
     assert halves.add("a", second) is None
     assert halves.add(MAX_WAITING - 1, second) == WHOLE
 

@@ -178,6 +178,7 @@ def test_a_gateway_answers_good_probes_with_as_many_bytes_and_strangers_not_at_a
         gateway.answer(HERE, bad, sent.append)
     gateway.answer(Origin(1, ("192.0.2.1", 1), "tcp"), probe, sent.append)
     assert len(sent) == 1
+    assert gateway.dropped == {"bad size probe": 3}
 
 
 def test_answers_to_one_source_are_bounded() -> None:
@@ -186,6 +187,7 @@ def test_answers_to_one_source_are_bounded() -> None:
     for _ in range(3 * PROBE_BURST):
         gateway.answer(HERE, probe, sent.append)
     assert len(sent) < 2 * PROBE_BURST
+    assert gateway.dropped == {"size probe rate": 3 * PROBE_BURST - len(sent)}
     gateway.answer(Origin(1, ("192.0.2.99", 7700)), probe, sent.append)
     assert sent[-1].to != HERE
 

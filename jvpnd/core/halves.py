@@ -39,6 +39,7 @@ class Halves:
     """Halves that wait for the other one, by who sent them."""
 
     def __init__(self) -> None:
+        self.dropped = 0  # halves that came to nothing
         self._waiting: OrderedDict[tuple[Hashable, bytes], tuple[int, bytes]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -46,18 +47,20 @@ class Halves:
 
     def add(self, source: Hashable, packet: bytes) -> bytes | None:
         """The whole packet, once both halves have come from the same source."""
-        if not _HEAD.size < len(packet) <= _HEAD.size + MAX_HALF:
+        if not _HEAD.size < len(packet) <= _HEAD.size + MAX_HALF or packet[1] > 1:
+            self.dropped += 1
             return None
         _, number, name = _HEAD.unpack_from(packet)
         half, key = packet[_HEAD.size :], (source, name)
         other = self._waiting.pop(key, None)
-        if number > 1:
-            return None
         if other is None or other[0] == number:
             self._waiting[key] = number, half
             if len(self._waiting) > MAX_WAITING:
                 self._waiting.popitem(last=False)
+                self.dropped += 1
             return None
         whole = half + other[1] if number == 0 else other[1] + half
-        is_half = whole[0] == PacketType.HALF  # of a half: no end of it
-        return None if is_half or _name(whole) != name else whole
+        if whole[0] == PacketType.HALF or _name(whole) != name:  # of a half: no end of it
+            self.dropped += 2
+            return None
+        return whole
