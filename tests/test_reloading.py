@@ -20,7 +20,8 @@ from jvpnd.core.listing import ListChange
 from jvpnd.core.noise import public_key
 from jvpnd.core.peer import ClientEntry
 from jvpnd.core.policy import Policy
-from jvpnd.host import SystemEntropy, now_ms
+from jvpnd.entropy import SystemEntropy
+from jvpnd.host import now_ms
 from jvpnd.observe.log import EventLog
 from jvpnd.reloading import Reloader, successor
 from jvpnd.shell import CoreDriver
