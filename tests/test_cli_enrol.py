@@ -102,6 +102,17 @@ def test_a_client_that_makes_its_own_key_is_told_the_gateways_command(tmp_path: 
     assert "private_key" not in {*answer} - {"private_key_file"}
 
 
+def test_each_instance_has_its_own_key_and_interface(tmp_path: Path) -> None:
+    for name, interface in (("jvpnd", "jvpn0"), ("office", "jvpn1")):
+        file = tmp_path / f"{name}.toml"
+        words = ("--public-address", "203.0.113.7", "--interface", interface)
+        done = jvpnctl("init", "gateway", "--config", str(file), *words)
+        assert (done.returncode, load(file).interface.name) == (0, interface)
+        assert load(file).forwarding.nat
+    keys = {(tmp_path / name).read_bytes() for name in ("private.key", "office.key")}
+    assert len(keys) == 2
+
+
 def test_on_a_terminal_it_asks_and_offers_what_is_likely(tmp_path: Path) -> None:
     file = tmp_path / "jvpnd.toml"
     main, other = pty.openpty()
@@ -110,7 +121,7 @@ def test_on_a_terminal_it_asks_and_offers_what_is_likely(tmp_path: Path) -> None
         stdin=other, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         os.close(other)
-        os.write(main, b"gw9\nvpn.example.org\n7801\n10.99.0.0/24 fd99::/64\n")
+        os.write(main, b"gw9\nvpn.example.org\n7801\n10.99.0.0/24 fd99::/64\nn\n")
         out, questions = process.communicate(timeout=60)
     os.close(main)
     assert process.returncode == 0, questions
@@ -118,6 +129,7 @@ def test_on_a_terminal_it_asks_and_offers_what_is_likely(tmp_path: Path) -> None
     assert (config.node, config.listen[0].port) == ("gw9", 7801)
     assert config.listen[0].advertise == "vpn.example.org"
     assert config.interface.address == ("10.99.0.1/24", "fd99::1/64")
+    assert not config.forwarding.nat
     assert "Name of this gateway [" in questions
     assert "gateway gw9" in out
 
@@ -129,7 +141,7 @@ def test_a_client_is_added_in_force_and_gets_one_file_that_works(
     file: Path, daemon: Daemon, tmp_path: Path
 ) -> None:
     made = tmp_path / "laptop.toml"
-    done = ctl(file, "client", "add", "laptop", "--full", "--psk", "-o", str(made))
+    done = ctl(file, "client", "add", "laptop", "--full", "--kill-switch", "--psk", "-o", str(made))
     assert (done.returncode, done.stdout) == (0, "")
     assert "in force" in done.stderr
     assert daemon.reloads == 1
@@ -145,6 +157,7 @@ def test_a_client_is_added_in_force_and_gets_one_file_that_works(
         ("tcp", "203.0.113.7"),
     ]
     assert (client.node, client.routes.mode) == ("laptop", "full")
+    assert client.routes.kill_switch
     secret = key_text(client.private_key)
     assert secret not in file.read_text() + done.stderr
 
@@ -179,6 +192,7 @@ def test_who_has_keys_already_keeps_the_private_one(file: Path) -> None:
         (("add", "x", "--networks", "10.0.0.1/8"), "has host bits set"),
         (("add", "x", "--endpoint", "203.0.113.300"), "is not an address"),
         (("add", "x", "--full", "--networks", "10.0.0.0/8"), "one of them"),
+        (("add", "x", "--kill-switch"), "no meaning with mode = 'split'"),
         (("remove", "x"), "no client 'x' (allowed: laptop)"),
         (("rotate", "x"), "no client 'x' (allowed: laptop)"),
     ],

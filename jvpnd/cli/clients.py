@@ -17,6 +17,7 @@ from jvpnd.cli.options import (
     config_option,
     is_open_to_others,
     json_option,
+    kill_switch_option,
     list_option,
     networks_option,
 )
@@ -45,6 +46,7 @@ class _Handout:
 
     is_full: bool
     networks: list[str]
+    kill_switch: bool
     endpoint: str | None
     output: Path | None
     as_qr: bool
@@ -62,6 +64,7 @@ def _handout(function: Any) -> Any:
     for option in reversed((
         click.option("--full", "is_full", is_flag=True, help="The client sends everything."),
         networks_option,
+        kill_switch_option,
         click.option(
             "--endpoint", metavar="HOST",
             help="Where this client reaches the gateway (default: what [[listen]] advertises).",
@@ -252,6 +255,7 @@ def _texts(
         private,
         shared,
         None if mtu == Interface().mtu else mtu,
+        out.kill_switch,
     )
     keyed = replace(answers, private_key=private or new_key())  # to see that all else is right
     files.check(client_text(keyed), f"the file of {name}")

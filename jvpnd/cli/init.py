@@ -12,13 +12,20 @@ from typing import Any
 
 import click
 
-from jvpnd.cli.options import Options, config_option, json_option, networks_option
+from jvpnd.cli.options import (
+    Options,
+    config_option,
+    json_option,
+    kill_switch_option,
+    networks_option,
+)
 from jvpnd.config import load
+from jvpnd.configroutes import DEFAULT_NAME
 from jvpnd.core.noise import public_key
 from jvpnd.enrol import addressing, files, host
 from jvpnd.enrol.errors import EnrolError
 from jvpnd.enrol.keys import key_text, new_key
-from jvpnd.enrol.texts import ClientAnswers, GatewayAnswers, client_text, gateway_text
+from jvpnd.enrol.texts import KEY_FILE, ClientAnswers, GatewayAnswers, client_text, gateway_text
 from jvpnd.transport.endpoint import Endpoint
 
 PORT = 7700
@@ -26,6 +33,9 @@ PORT = 7700
 _node = click.option("--node", metavar="NAME", help="This node's name (default: the host's).")
 _port = click.option(
     "--port", type=click.IntRange(1, 65535), help=f"The gateway's port (default: {PORT})."
+)
+_interface = click.option(
+    "--interface", metavar="NAME", default=DEFAULT_NAME, show_default=True, help="The TUN's name."
 )
 _force = click.option("--force", is_flag=True, help="Replace a configuration that is there.")
 
@@ -48,6 +58,11 @@ def init() -> None:
     "--network", "networks", metavar="CIDR", multiple=True,
     help="A network for the tunnel; several times: IPv4 and IPv6 (default: two that are free).",
 )
+@click.option(
+    "--nat/--no-nat", default=None,
+    help="Whether clients reach what is beyond the gateway, by its address (default: yes).",
+)
+@_interface
 @config_option
 @_force
 @json_option
@@ -58,6 +73,8 @@ def init_gateway(
     public_address: str | None,
     port: int | None,
     networks: tuple[str, ...],
+    nat: bool | None,
+    interface: str,
     config_file: Path,
     force: bool,
 ) -> None:
@@ -75,7 +92,10 @@ def init_gateway(
         free = addressing.free_networks(host.networks_in_use(), os.urandom(5))
         text = _asked("Own addresses in the tunnel, with prefix length", " ".join(free))
         addresses = [addressing.own_address(each) for each in re.split(r"[ ,]+", text.strip())]
-    answers = GatewayAnswers(node, addresses, public_address, port)
+    if nat is None:
+        nat = _asked("May clients reach the internet through it (NAT)", True, click.confirm)
+    key_file = _key_file(config_file)
+    answers = GatewayAnswers(node, addresses, public_address, port, nat, interface, key_file)
     made = _write(config_file, gateway_text(answers), force)
     notes = []
     if host.is_private(public_address):
@@ -98,6 +118,8 @@ def init_gateway(
     help="Everything through the tunnel, or only the tunnel's own network and --networks.",
 )
 @networks_option
+@kill_switch_option
+@_interface
 @config_option
 @_force
 @json_option
@@ -110,6 +132,8 @@ def init_client(
     port: int | None,
     is_full: bool | None,
     networks: list[str],
+    kill_switch: bool,
+    interface: str,
     config_file: Path,
     force: bool,
 ) -> None:
@@ -124,9 +148,19 @@ def init_client(
         gateway_address = _required("--gateway-address", "The gateway's address or name", None)
     port = port or _asked("The gateway's port", PORT)
     if is_full is None:
-        is_full = not networks and _asked("Everything through the tunnel", False, click.confirm)
+        question = "Everything through the tunnel"
+        is_full = kill_switch or (not networks and _asked(question, False, click.confirm))
     endpoint = Endpoint("udp", gateway_address, port)
-    answers = ClientAnswers(node, gateway_key, [endpoint], is_full, networks)
+    answers = ClientAnswers(
+        node,
+        gateway_key,
+        [endpoint],
+        is_full,
+        networks,
+        kill_switch=kill_switch,
+        interface=interface,
+        key_file=_key_file(config_file),
+    )
     made = _write(config_file, client_text(answers), force)
     add = f"jvpnctl client add {node} --public-key {made['public_key']}"
     _show(options, made, [], [f"{add}   (on the gateway)", "systemctl enable --now jvpnd"])
@@ -151,7 +185,7 @@ def _required(flag: str, question: str, default: str | None) -> str:
 
 
 def _write(config_file: Path, text: str, force: bool) -> dict[str, Any]:
-    key_file = config_file.absolute().parent / "private.key"
+    key_file = config_file.absolute().parent / _key_file(config_file)
     is_new = files.create(config_file, text, key_file, new_key, force)
     config = load(config_file)
     return {
@@ -163,6 +197,12 @@ def _write(config_file: Path, text: str, force: bool) -> dict[str, Any]:
         "addresses": list(config.interface.address),
         "public_key": key_text(public_key(config.private_key)),
     }
+
+
+def _key_file(config_file: Path) -> str:
+    """Each instance has its own, beside its configuration."""
+    usual = config_file.name == files.CONFIG_FILE.name
+    return KEY_FILE if usual else f"{config_file.stem}.key"
 
 
 def _where(config_file: Path) -> str:

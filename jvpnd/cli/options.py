@@ -78,6 +78,9 @@ def list_option(name: str, text: str) -> Callable[[F], F]:
 
 
 networks_option = list_option("--networks", "Networks that the client sends into the tunnel.")
+kill_switch_option = click.option(
+    "--kill-switch", is_flag=True, help="With --full: nothing leaves the client past the tunnel."
+)
 config_option = click.option(
     "--config", "config_file", metavar="FILE", type=click.Path(path_type=Path, readable=False),
     default=CONFIG_FILE, show_default=True, help="The configuration file.",

@@ -5,27 +5,34 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
+from jvpnd.configroutes import DEFAULT_NAME
 from jvpnd.transport.endpoint import Endpoint
 
-_quoted = json.dumps  # a basic string of TOML, and a list of them
+KEY_FILE: Final = "private.key"
+_quoted = json.dumps  # a basic string of TOML, a list of them, true and false
 
 
 @dataclass(frozen=True, slots=True)
 class GatewayAnswers:
     """What a new gateway has to know. `addresses`: its own inside the tunnel, with prefix length;
-    `public_address`: the address or host name by which clients reach it."""
+    `public_address`: the address or host name by which clients reach it; `nat`: whether clients go
+    out by its address."""
 
     node: str
     addresses: Sequence[str]
     public_address: str
     port: int
+    nat: bool = True
+    interface: str = DEFAULT_NAME
+    key_file: str = KEY_FILE
 
 
 @dataclass(frozen=True, slots=True)
 class ClientAnswers:
-    """What a client has to know. `private_key`: None where it is in a file beside; `networks`: what
-    it sends into the tunnel besides the tunnel's own network; `mtu` None: the default one."""
+    """What a client has to know. `private_key`: None where it is in `key_file`, beside; `networks`:
+    what it sends into the tunnel besides the tunnel's own network; `mtu` None: the default one."""
 
     node: str
     gateway_key: str
@@ -35,6 +42,9 @@ class ClientAnswers:
     private_key: str | None = None
     preshared_key: str | None = None
     mtu: int | None = None
+    kill_switch: bool = False
+    interface: str = DEFAULT_NAME
+    key_file: str = KEY_FILE
 
 
 def gateway_text(answers: GatewayAnswers) -> str:
@@ -54,10 +64,10 @@ role = "gateway"
 node = {_quoted(answers.node)}
 
 [identity]
-private_key_file = "private.key"  # beside this file
+private_key_file = {_quoted(answers.key_file)}  # beside this file
 
 [interface]
-name = "jvpn0"
+name = {_quoted(answers.interface)}
 # The gateway's own addresses in the tunnel; clients get theirs from the same networks.
 address = {_quoted(list(answers.addresses))}
 
@@ -70,13 +80,16 @@ address = {_quoted(list(answers.addresses))}
 # port = 443
 # advertise = {_quoted(answers.public_address)}
 
+[forwarding]
+nat = {_quoted(answers.nat)}  # whether clients reach what is beyond, by this host's own address
+
 # Clients: `jvpnctl client add NAME` puts them here.
 """
 
 
 def client_text(answers: ClientAnswers, commented: bool = True) -> str:
     """A whole configuration file; without comments where it has to be short."""
-    identity = 'private_key_file = "private.key"  # beside this file'
+    identity = f"private_key_file = {_quoted(answers.key_file)}  # beside this file"
     if answers.private_key is not None:
         identity = f"private_key = {_quoted(answers.private_key)}"
     gateway = [f"public_key = {_quoted(answers.gateway_key)}"]
@@ -92,7 +105,7 @@ def client_text(answers: ClientAnswers, commented: bool = True) -> str:
         identity,
         "",
         "[interface]",
-        'name = "jvpn0"',
+        f"name = {_quoted(answers.interface)}",
         *([f"mtu = {answers.mtu}"] if answers.mtu is not None else []),
         "",
         "[gateway]",
@@ -119,12 +132,19 @@ def _endpoint_lines(endpoint: Endpoint) -> list[str]:
 
 
 def _route_lines(answers: ClientAnswers) -> list[str]:
+    switch = [f"kill_switch = {_quoted(True)}"] if answers.kill_switch else []
     if answers.is_full:
-        return ["# Everything goes through the tunnel.", 'mode = "full"']
+        return [
+            "# Everything goes through the tunnel; with kill_switch = true nothing goes past it,",
+            "# even while it is down.",
+            'mode = "full"',
+            *switch,
+        ]
     return [
         "# The tunnel's own network and these go through it; with mode = \"full\" everything.",
         'mode = "split"',
         f"networks = {_quoted(list(answers.networks))}",
+        *switch,
     ]
 
 
