@@ -14,7 +14,7 @@ import tomllib
 from pathlib import Path
 
 HERE = Path(__file__).parent
-EXTRAS = ("quic", "metrics", "top")
+EXTRAS = ("quic", "metrics", "top", "qr")
 UNUSED = ("markdown-it-py", "mdurl", "pygments")  # of rich, for what we do not show: 5 MB
 
 _HEAD = """\
