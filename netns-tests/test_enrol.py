@@ -123,6 +123,25 @@ def test_from_nothing_to_a_ping_and_thrown_out_again(site: Site) -> None:
     assert not pings(laptop, site.inner)
 
 
+def test_a_full_tunnel_reaches_the_internet_as_it_was_handed_out(site: Site) -> None:
+    """By NAT: who is out there has no way back to an address in the tunnel."""
+    phone, gateway = site.hosts[0], site.gateway
+    with Namespace("net") as internet:
+        ip(
+            *("link", "add", "eth0", "netns", internet.name, "type", "veth"),
+            *("peer", "name", "out", "netns", gateway.namespace.name),
+        )
+        internet.ip("addr", "add", "198.51.100.9/24", "dev", "eth0")
+        internet.ip("link", "set", "eth0", "up")
+        gateway.namespace.ip("addr", "add", "198.51.100.1/24", "dev", "out")
+        gateway.namespace.ip("link", "set", "out", "up")
+        assert not pings(phone, "198.51.100.9")  # nor without the tunnel
+        site.enrol("phone", phone, "--full")
+        phone.start()
+        phone.wait_state("ATTACHED")
+        until(lambda: pings(phone, "198.51.100.9"), "a ping beyond the gateway")
+
+
 def test_new_keys_end_the_session_of_the_old_ones_and_a_new_file_goes_on(site: Site) -> None:
     laptop, gateway = site.hosts[0], site.gateway
     site.enrol("laptop", laptop, "--psk")
