@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from jvpnd.config import load
+from jvpnd.configdns import DnsSettings
 from jvpnd.core.noise import public_key
 from jvpnd.enrol import files
 from jvpnd.enrol.keys import key_text, new_key, public_text
@@ -163,11 +164,13 @@ def test_a_client_is_added_in_force_and_gets_one_file_that_works(
 
 
 def test_the_printed_file_is_the_whole_output(file: Path, tmp_path: Path) -> None:
-    out = ok(file, "client", "add", "phone", "--networks", "10.20.0.0/16")
+    words = ("--networks", "10.20.0.0/16", "--dns", "10.20.0.53", "--dns-domains", "a.b,c.d")
+    out = ok(file, "client", "add", "phone", *words)
     made = tmp_path / "phone.toml"
     made.write_text(out)
     made.chmod(0o600)
     assert load(made).routes.networks == ("10.20.0.0/16",)
+    assert load(made).dns == DnsSettings(("10.20.0.53",), ("a.b", "c.d"))
     answer = json.loads(ok(file, "client", "add", "tablet", "--json"))
     assert answer["configuration"].startswith("# Jumping VPN client")
     assert "not running" in answer["note"]
@@ -192,6 +195,8 @@ def test_who_has_keys_already_keeps_the_private_one(file: Path) -> None:
         (("add", "x", "--networks", "10.0.0.1/8"), "has host bits set"),
         (("add", "x", "--endpoint", "203.0.113.300"), "is not an address"),
         (("add", "x", "--full", "--networks", "10.0.0.0/8"), "one of them"),
+        (("add", "x", "--dns", "dns.example"), "dns.servers: 'dns.example' is not an address"),
+        (("add", "x", "--dns-domains", "corp"), "dns.servers: is empty"),
         (("add", "x", "--kill-switch"), "no meaning with mode = 'split'"),
         (("remove", "x"), "no client 'x' (allowed: laptop)"),
         (("rotate", "x"), "no client 'x' (allowed: laptop)"),

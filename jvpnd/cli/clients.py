@@ -47,6 +47,8 @@ class _Handout:
     is_full: bool
     networks: list[str]
     kill_switch: bool
+    dns: list[str]
+    dns_domains: list[str]
     endpoint: str | None
     output: Path | None
     as_qr: bool
@@ -65,6 +67,10 @@ def _handout(function: Any) -> Any:
         click.option("--full", "is_full", is_flag=True, help="The client sends everything."),
         networks_option,
         kill_switch_option,
+        list_option("--dns", "Name servers that the client asks through the tunnel.", "IP,..."),
+        list_option(
+            "--dns-domains", "Only for names in these domains (default: all).", "DOMAIN,..."
+        ),
         click.option(
             "--endpoint", metavar="HOST",
             help="Where this client reaches the gateway (default: what [[listen]] advertises).",
@@ -256,6 +262,8 @@ def _texts(
         shared,
         None if mtu == Interface().mtu else mtu,
         out.kill_switch,
+        out.dns,
+        out.dns_domains,
     )
     keyed = replace(answers, private_key=private or new_key())  # to see that all else is right
     files.check(client_text(keyed), f"the file of {name}")

@@ -72,9 +72,9 @@ def _listed(_ctx: click.Context, _: click.Parameter, values: tuple[str, ...]) ->
     return [part.strip() for value in values for part in value.split(",") if part.strip()]
 
 
-def list_option(name: str, text: str) -> Callable[[F], F]:
-    """Networks, several times or with commas between them."""
-    return click.option(name, metavar="CIDR,...", multiple=True, callback=_listed, help=text)
+def list_option(name: str, text: str, metavar: str = "CIDR,...") -> Callable[[F], F]:
+    """Networks, or what `metavar` says, several times or with commas between them."""
+    return click.option(name, metavar=metavar, multiple=True, callback=_listed, help=text)
 
 
 networks_option = list_option("--networks", "Networks that the client sends into the tunnel.")

@@ -43,6 +43,8 @@ class ClientAnswers:
     preshared_key: str | None = None
     mtu: int | None = None
     kill_switch: bool = False
+    dns_servers: Sequence[str] = ()
+    dns_domains: Sequence[str] = ()
     interface: str = DEFAULT_NAME
     key_file: str = KEY_FILE
 
@@ -115,6 +117,7 @@ def client_text(answers: ClientAnswers, commented: bool = True) -> str:
         *(line for each in answers.endpoints for line in _endpoint_lines(each)),
         "[routes]",
         *_route_lines(answers),
+        *_dns_lines(answers),
     ]
     if not commented:
         lines = [line.split("  #")[0] for line in lines if line and not line.startswith("#")]
@@ -145,6 +148,19 @@ def _route_lines(answers: ClientAnswers) -> list[str]:
         'mode = "split"',
         f"networks = {_quoted(list(answers.networks))}",
         *switch,
+    ]
+
+
+def _dns_lines(answers: ClientAnswers) -> list[str]:
+    if not (answers.dns_servers or answers.dns_domains):
+        return []
+    domains = _quoted(list(answers.dns_domains))
+    return [
+        "",
+        "# Asked through the tunnel, for names in these domains; for all names if there are none.",
+        "[dns]",
+        f"servers = {_quoted(list(answers.dns_servers))}",
+        *([f"domains = {domains}"] if answers.dns_domains else []),
     ]
 
 
