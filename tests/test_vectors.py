@@ -209,7 +209,7 @@ def test_frames_and_slices_say_what_the_page_says() -> None:
         at += 5 + length
     (packet, super_packet, report) = found
     assert (packet[:2], super_packet[:2], report[:2]) == ((1, 0), (0, 100), (8, 0))
-    assert struct.unpack("<QQQ", report[2]) == (1000, 2, 3)
+    assert struct.unpack("<QQQH", report[2]) == (1000, 2, 3, 1232)
     head, body = super_packet[2][:28], super_packet[2][28:]
     for number, text in enumerate(slices):
         flags = 2 if number < 2 else 2 | 4

@@ -303,7 +303,7 @@ def data_records(key: bytes, index: int) -> list[Vector]:
             + FRAME.pack(0, len(super_packet), 100)
             + super_packet
             + FRAME.pack(FLAG_REPORT, REPORT.size, 0)
-            + REPORT.pack(1000, 2, 3)
+            + REPORT.pack(1000, 2, 3, 1232)
         )
         out = memoryview(bytearray(4096))
         end = sealer.seal(memoryview(frames), out, 0)
