@@ -164,9 +164,8 @@ class GatewayShell:
         before = _networks(self.config)
         self.config = replace(self.config, clients=config.clients)
         entries = await asyncio.to_thread(_entries, self.config)  # there may be thousands
-        with self._table.together():
-            change = self.core.apply_clients(now_ms(), entries)
-            self.driver.pump()
+        change = self.core.apply_clients(now_ms(), entries)
+        self.driver.pump()
         await self._forward()
         networks = _networks(self.config)
         if networks != before:
