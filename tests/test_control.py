@@ -330,6 +330,28 @@ def test_the_socket_belongs_to_the_group_if_there_is_one(tmp_path: Path) -> None
         assert (tmp_path / "b").stat().st_gid == os.getegid()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")
+def test_what_holds_keys_is_for_root_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    path = Path("control.sock")
+    with served(path, {"record": count, "echo": echo}):
+        os.seteuid(65534)  # in the socket's group, as an operator is
+        try:
+            another = connect(path)
+        finally:
+            os.seteuid(0)
+        with another:
+            another.sendall(b'{"command": "record", "args": {"to": 1}}\n')
+            assert refusal_of([json.loads(another.recv(65536))]) == "PERMISSION_DENIED"
+            another.sendall(b'{"command": "echo"}\n')
+            assert json.loads(another.recv(65536))["ok"] is True
+        with ControlClient(path) as root:
+            assert list(root.stream("record", False, to=1)) == [{"number": 0}]
+
+
 def test_the_umask_is_as_it_was(path: Path) -> None:
     before = os.umask(0o022)
     try:

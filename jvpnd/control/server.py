@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import stat
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -24,8 +25,10 @@ Args: TypeAlias = Mapping[str, Any]
 Handler: TypeAlias = Callable[[Args], Awaitable[Any] | AsyncIterator[Any]]
 
 MAX_CONNECTIONS: Final = 32
+ROOT_ALONE: Final = frozenset({"record"})  # a recording holds keys
 IDLE_TIMEOUT_S: Final = 30.0  # without a request
 WRITE_TIMEOUT_S: Final = 5.0  # for a reader that does not read
+_UCRED: Final = struct.Struct("=iII")
 _log = logging.getLogger("jvpnd")
 
 
@@ -120,6 +123,7 @@ class ControlServer:
         try:
             request = protocol.decode_request(line)
             command = request.command
+            _require_root(command, writer)
             handling = self._handler(command)(request.args)
             if isinstance(handling, AsyncIterator):
                 await self._stream(handling, reader, writer)
@@ -177,6 +181,18 @@ class ControlServer:
                 await writer.drain()
         except OSError as error:
             raise _HungUp from error
+
+
+def _require_root(command: str, writer: asyncio.StreamWriter) -> None:
+    """What the group may not have: struct ucred of the peer, socket(7)."""
+    if command not in ROOT_ALONE:
+        return
+    sock = writer.get_extra_info("socket")
+    _pid, uid, _gid = _UCRED.unpack(
+        sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    )
+    if uid not in (0, os.geteuid()):
+        raise Refused("PERMISSION_DENIED", f"{command}: what it gives holds keys, so be root")
 
 
 def _listen(path: Path, group: str) -> socket.socket:
