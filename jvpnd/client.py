@@ -278,6 +278,7 @@ class ClientShell:
             self.plane.bind_send(
                 SLOT, effect.index, effect.suite, effect.key, path.socket_id, path.transport.peer
             )
+            self.sizes.doubt(path)
             self.paths.moved(self.agent.policy.drain_ms)
 
     def _bind_receive(self, effect: BindReceive) -> None:

@@ -3,6 +3,7 @@ and gives handshakes in halves."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -18,10 +19,17 @@ from jvpnd.host import now_ms
 PROBES_PER_S: Final = 100  # answered to one source
 PROBE_BURST: Final = 200
 SOURCES: Final = 4096
+MAX_KNOWN: Final = 32_768  # origins of clients
+_TO_CLIENTS: Final = (
+    PacketType.HANDSHAKE_RESPONSE,
+    PacketType.REATTACH_ACK,
+    PacketType.CONTROL,
+)
 
 
 class NarrowPaths:
-    """Keeps halves, and how many probes each source has had answered lately; no more."""
+    """Keeps halves, from where clients were heard, and how many probes each source has had answered
+    lately; no more."""
 
     def __init__(self, secret: bytes) -> None:
         """`secret`: the gateway's private key."""
@@ -29,6 +37,7 @@ class NarrowPaths:
         self._halves = Halves()
         self._halved: Origin | None = None  # whose handshake in halves is being answered
         self._probes = TokenBuckets(PROBES_PER_S, PROBE_BURST, SOURCES)
+        self._known: OrderedDict[Origin, None] = OrderedDict()
         self._bad_probes = self._many_probes = 0
 
     @property
@@ -42,8 +51,9 @@ class NarrowPaths:
         return {cause: count for cause, count in causes.items() if count}
 
     def answer(self, origin: Origin, packet: bytes, send: Callable[[Send], None]) -> None:
-        """Answer a SIZE_PROBE with as many bytes, if it is good."""
-        token = size_token(packet, self._key) if origin.transport == "udp" else None
+        """Answer a SIZE_PROBE with as many bytes, if it is good and comes from where a client was
+        authentically heard: nobody else is answered anything."""
+        token = size_token(packet, self._key) if origin in self._known else None
         if token is None:
             self._bad_probes += 1
         elif not self._probes.allow(source_key(origin.remote[0]), int(now_ms())):
@@ -63,7 +73,12 @@ class NarrowPaths:
 
     def packets(self, effect: Send) -> Sequence[bytes]:
         """What is sent for it: who asked in halves is answered in halves."""
-        is_response = effect.data[0] == PacketType.HANDSHAKE_RESPONSE
-        if is_response and effect.to == self._halved:
+        kind, to = effect.data[0], effect.to
+        if kind in _TO_CLIENTS and isinstance(to, Origin) and to.transport == "udp":
+            self._known[to] = None
+            self._known.move_to_end(to)
+            if len(self._known) > MAX_KNOWN:
+                self._known.popitem(last=False)
+        if kind == PacketType.HANDSHAKE_RESPONSE and to == self._halved:
             return in_halves(effect.data)
         return (effect.data,)

@@ -17,6 +17,7 @@ from jvpnd.paths import OpenPath
 from jvpnd.transport.quicsize import REST_S, SIZES_4, SIZES_6, SizeSearch
 
 TRY_S: Final = 0.3
+CALL_S: Final = 1.0  # between small probes until one is answered: only clients are
 BUSY_REST_S: Final = 2.0  # between rounds while the path carries traffic
 MAX_ASKED: Final = 64  # probes of a path whose answer still counts
 
@@ -37,6 +38,7 @@ class _Probing:
         self.search = SizeSearch(sizes, SAFE_DATAGRAM, TRY_S)
         self.asked: OrderedDict[bytes, int] = OrderedDict()
         self.timer: asyncio.TimerHandle | None = None
+        self.is_answered = False
         self.sent_whole = False  # a handshake that may be too long
 
     def token(self, size: int) -> bytes:
@@ -87,7 +89,8 @@ class PathSizes:
         return None if probing is None else probing.search.size
 
     def doubt(self, path: OpenPath) -> None:
-        """Something long was lost: ask now, if not already about to."""
+        """Something long was lost, or the gateway has come to know us: ask now, if not already
+        about to."""
         probing = self._paths.get(path.socket_id)
         if probing is None or probing.timer is None:
             return
@@ -110,6 +113,9 @@ class PathSizes:
         if probing is None or token is None or probing.asked.pop(token, None) != len(packet):
             return
         before = probing.search.size
+        if not probing.is_answered:
+            probing.is_answered = True
+            self.doubt(path)
         probing.search.heard()
         probing.search.answered(len(packet))
         if probing.search.size != before:
@@ -117,9 +123,11 @@ class PathSizes:
 
     def _tick(self, probing: _Probing) -> None:
         probing.search.rest_s = BUSY_REST_S if self._is_busy(probing.path) else REST_S
-        sizes, wait_s = probing.search.tick()
+        sizes, wait_s = probing.search.tick() if probing.is_answered else ((SMALLEST,), CALL_S)
         self._tell(probing.path.socket_id, probing.search.size)
-        for size in (*sizes, SMALLEST) if sizes else ():  # the small one tells that it lives
+        if sizes and probing.is_answered:
+            sizes = (*sizes, SMALLEST)  # which tells that the path lives
+        for size in sizes:
             packet = size_packet(PacketType.SIZE_PROBE, probing.token(size), size, self._key)
             with contextlib.suppress(OSError):  # it does not even fit the uplink
                 probing.path.transport.send(packet)

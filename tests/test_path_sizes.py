@@ -18,7 +18,7 @@ from jvpnd.core.packets import stealth_key
 from jvpnd.core.path import PathInfo
 from jvpnd.core.sizeprobe import SMALLEST, size_packet, size_token
 from jvpnd.core.wire import SAFE_DATAGRAM, PacketType, datagram_len
-from jvpnd.narrowpaths import PROBE_BURST, NarrowPaths
+from jvpnd.narrowpaths import MAX_KNOWN, PROBE_BURST, NarrowPaths
 from jvpnd.paths import OpenPath
 from jvpnd.pathsizes import PathSizes, sizes_towards
 from jvpnd.transport.quicsize import TRIES
@@ -52,6 +52,14 @@ def test_sizes_lead_to_what_the_tunnel_sends() -> None:
     assert sizes_towards("192.0.2.1:7700", 9037)[-2:] == (1472, 9037)
 
 
+def knowing(*origins: Origin) -> NarrowPaths:
+    """A gateway that has answered clients there."""
+    gateway = NarrowPaths(SECRET)
+    for origin in origins:
+        gateway.packets(Send(origin, bytes([PacketType.CONTROL])))
+    return gateway
+
+
 class Network:
     """A gateway behind a path that carries datagrams up to `limit`; `lost` if nothing comes."""
 
@@ -59,7 +67,7 @@ class Network:
         self.limit = limit
         self.sent: list[int] = []
         self.told: list[int] = []
-        self.gateway = NarrowPaths(SECRET)
+        self.gateway = knowing(HERE)
         self.path = cast(OpenPath, self)
         self.transport, self.socket_id = self, 7
         self.info = PathInfo("p", "udp", "eth0", "192.0.2.2:1", "192.0.2.1:7700")
@@ -169,7 +177,7 @@ def test_a_handshake_goes_whole_once_and_then_in_halves_where_it_may_not_fit() -
 
 
 def test_a_gateway_answers_good_probes_with_as_many_bytes_and_strangers_not_at_all() -> None:
-    gateway, sent = NarrowPaths(SECRET), list[Send]()
+    gateway, sent = knowing(HERE), list[Send]()
     probe = size_packet(PacketType.SIZE_PROBE, TOKEN, 1400, KEY)
     gateway.answer(HERE, probe, sent.append)
     assert [(each.to, len(each.data)) for each in sent] == [(HERE, 1400)]
@@ -182,14 +190,35 @@ def test_a_gateway_answers_good_probes_with_as_many_bytes_and_strangers_not_at_a
 
 
 def test_answers_to_one_source_are_bounded() -> None:
-    gateway, sent = NarrowPaths(SECRET), list[Send]()
+    elsewhere = Origin(1, ("192.0.2.99", 7700))
+    gateway, sent = knowing(HERE, elsewhere), list[Send]()
     probe = size_packet(PacketType.SIZE_PROBE, TOKEN, SMALLEST, KEY)
     for _ in range(3 * PROBE_BURST):
         gateway.answer(HERE, probe, sent.append)
     assert len(sent) < 2 * PROBE_BURST
     assert gateway.dropped == {"size probe rate": 3 * PROBE_BURST - len(sent)}
-    gateway.answer(Origin(1, ("192.0.2.99", 7700)), probe, sent.append)
-    assert sent[-1].to != HERE
+    gateway.answer(elsewhere, probe, sent.append)
+    assert sent[-1].to == elsewhere
+
+
+def test_who_knows_the_gateways_key_but_is_no_client_is_not_answered() -> None:
+    """Nor is who was only refused, or asked for a cookie."""
+    gateway, sent = NarrowPaths(SECRET), list[Send]()
+    probe = size_packet(PacketType.SIZE_PROBE, TOKEN, 1400, KEY)
+    for kind in (PacketType.RETRY, PacketType.REATTACH_REJECT):
+        gateway.packets(Send(HERE, bytes([kind])))
+        gateway.answer(HERE, probe, sent.append)
+    assert sent == []
+
+
+def test_those_who_are_known_are_bounded() -> None:
+    origins = [Origin(number, ("192.0.2.1", 7700)) for number in range(MAX_KNOWN + 1)]
+    gateway, sent = knowing(*origins), list[Send]()
+    probe = size_packet(PacketType.SIZE_PROBE, TOKEN, 1400, KEY)
+    gateway.answer(origins[0], probe, sent.append)
+    assert sent == []
+    gateway.answer(origins[1], probe, sent.append)
+    assert len(sent) == 1
 
 
 def test_who_asks_in_halves_is_answered_in_halves() -> None:

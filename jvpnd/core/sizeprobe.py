@@ -1,7 +1,7 @@
 """Size probes: does a datagram of this length arrive, and one as long come back?
 
-They belong to no session, so a path is known before it carries one. The gateway answers whoever
-knows its public key with exactly as many bytes, and remembers nothing. A token of 8 random bytes
+They belong to no session, so a path is known before it carries one. The gateway answers with
+exactly as many bytes, and only where a client is that it has heard. A token of 8 random bytes
 keeps those who are not on the path from answering in its place; who is on the path can as well
 drop what he likes. Layout: type u8, three zero bytes, token 8 bytes, MAC 16 bytes, zeros.
 """

@@ -28,5 +28,9 @@ def swallow(uplink: Uplink, mtu: int) -> None:
 
 
 def widen(uplink: Uplink) -> None:
+    """All is as it was, and no kernel remembers."""
     tell(uplink, 1500)
     lift(uplink)
+    for host in (uplink.client, uplink.gateway):
+        for of in ((), ("-6",)):
+            host.ip(*of, "route", "flush", "cache")

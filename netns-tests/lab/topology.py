@@ -23,7 +23,7 @@ class Uplink:
     def __init__(self, letter: str, number: int, client: Namespace, gateway: Namespace) -> None:
         self.device = f"up-{letter}"
         self.number = number
-        self.client, self._gateway = client, gateway
+        self.client, self.gateway = client, gateway
         self.router = Namespace(f"r{letter}")
         self._gateway_device = f"g{letter}"
         self._build_lan()
@@ -43,7 +43,7 @@ class Uplink:
         self.router.ip("link", "set", "lan", "up")
 
     def _build_wan(self) -> None:
-        n, gateway, device = self.number, self._gateway, self._gateway_device
+        n, gateway, device = self.number, self.gateway, self._gateway_device
         self.router.ip("addr", "add", f"172.16.{n}.1/24", "dev", "wan")
         self.router.ip("addr", "add", f"fd1{n}::1/64", "dev", "wan", "nodad")
         self.router.ip("route", "add", "default", "via", f"172.16.{n}.2")
