@@ -62,11 +62,21 @@ def uplink() -> None:
     run("ip link set upa addrgenmode none")
     run("ip link set pupa up")
     run("ip link set upa up")
+    settle("upa", "pupa")
     run("ip route add default via 192.0.1.1 dev upa")
     run("ip -6 route add default via 2001:db8:1::1 dev upa")
     # somebody else's, which must stay
     run("ip rule add from 203.0.113.9 table 77 priority 20002")
     run("ip route add 203.0.113.0/24 via 192.0.1.1 dev upa table 77")
+
+
+def settle(*devices: str) -> None:
+    """Until the kernel has added the routes that it adds by itself, a while after a link is up."""
+    deadline = time.monotonic() + 10
+    for device in devices:
+        while "multicast" not in run(f"ip -6 route show table local dev {device}"):
+            assert time.monotonic() < deadline, f"{device} does not come up"
+            time.sleep(0.01)
 
 
 def on_host(test: Callable[[Tun, Path], None]) -> Callable[[], None]:
@@ -251,8 +261,10 @@ def test_excluded_networks_stay_outside_a_full_tunnel(tun: Tun, runtime: Path) -
 def others_are_here() -> None:
     """What Docker, NetworkManager and systemd-networkd leave on a host."""
     run("ip link add docker0 type bridge")
+    run("ip link set docker0 addrgenmode none")
     run("ip addr add 172.17.0.1/16 dev docker0")
     run("ip link set docker0 up")
+    settle("docker0")
     run("nft add table ip nat")
     run("nft add chain ip nat POSTROUTING { type nat hook postrouting priority 100 ; }")
     run("nft add rule ip nat POSTROUTING ip saddr 172.17.0.0/16 oifname != docker0 masquerade")
