@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -12,7 +13,6 @@ from jvpnd.core import effects
 from jvpnd.core.policy import Policy
 from jvpnd.net.uplinks import Uplink
 from jvpnd.paths import ClientPaths
-from jvpnd.transport import quic
 from jvpnd.transport.endpoint import Endpoint
 from jvpnd.transport.proxy import Proxy
 
@@ -84,7 +84,7 @@ def test_quic_that_is_missing_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> 
     def look(paths: ClientPaths) -> None:
         paths._learned = (told("quic"),)
         assert len(paths._all_endpoints()) == 2
-        monkeypatch.setattr(quic, "missing", lambda: "install it")
+        monkeypatch.setitem(sys.modules, "aioquic", None)
         assert paths._all_endpoints() == [UDP]
 
     with_paths([UDP], look)

@@ -28,8 +28,9 @@ def test_reason_codes_are_documented_one_by_one() -> None:
 
 def test_the_codes_with_which_jvpnctl_is_refused_are_documented() -> None:
     said = set()
-    for file in ("commands.py", "control/server.py", "control/protocol.py", "control/client.py"):
-        said |= set(re.findall(r'Refused\(\s*"([A-Z_]+)"', (ROOT / file).read_text()))
+    control = (f"control/{name}.py" for name in ("server", "protocol", "client"))
+    for file in ("commands.py", "reloading.py", *control):
+        said |= set(re.findall(r'Refused\(\s*"?([A-Z_]+)\b', (ROOT / file).read_text()))
     documented = rows("reason-codes.md", "Refusals") | {str(reason) for reason in Reason}
     assert said <= documented
     assert rows("reason-codes.md", "Refusals") <= said
