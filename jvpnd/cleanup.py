@@ -6,11 +6,18 @@ import asyncio
 import logging
 from pathlib import Path
 
+from jvpnd.net.dns import restore_left
 from jvpnd.net.routes import HostNetwork
+
+_log = logging.getLogger(__name__)
 
 
 def main(runtime_dir: str) -> None:
-    """Remove rules, routes, device and sysctls; sessions stay. The daemon must have ended."""
+    """Remove rules, routes, device and sysctls, and put name servers back; sessions stay. The
+    daemon must have ended."""
     logging.basicConfig(format="%(levelname).1s %(message)s")
-    nobody = HostNetwork("", Path(runtime_dir))
-    asyncio.run(nobody.resume())  # what is of another interface goes
+    runtime = Path(runtime_dir)
+    problem = restore_left(runtime)
+    if problem is not None:
+        _log.warning("%s", problem)
+    asyncio.run(HostNetwork("", runtime).resume())  # what is of another interface goes
