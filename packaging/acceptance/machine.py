@@ -117,7 +117,7 @@ class Machine:
 
     def write(self, path: str, text: str, mode: int = 0o644) -> None:
         file = self.root / path.lstrip("/")
-        file.touch(mode=mode)
+        file.touch(mode)
         file.write_text(text)
 
     def read(self, path: str) -> str:
