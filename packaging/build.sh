@@ -23,9 +23,9 @@ cp -r packaging/debian "$source/debian"
 cd "$source"
 if [ -n "$version" ]; then
   # the same date: the packages differ in the version only
-  date=$(dpkg-parsechangelog -S Date)
+  date=$(dpkg-parsechangelog -S Date) who=$(dpkg-parsechangelog -S Maintainer)
   { printf 'jvpn (%s) bookworm; urgency=medium\n\n  * A build to try.\n\n' "$version"
-    printf ' -- %s  %s\n\n' "$(dpkg-parsechangelog -S Maintainer)" "$date"
+    printf ' -- %s  %s\n\n' "$who" "$date"
     cat packaging/debian/changelog; } >debian/changelog
 fi
 version=$(dpkg-parsechangelog -S Version)
