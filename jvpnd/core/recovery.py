@@ -43,6 +43,7 @@ class Recovery:
         self._planned: Path | None = None  # target of a move while the old binding delivers
         self._cause = Cause.TRANSPORT_DEAD
         self._retry_at_ms = 0.0
+        self._patient_until_ms = 0.0  # the gateway lives, but its table does not
 
     @property
     def deadline_ms(self) -> float | None:
@@ -141,8 +142,10 @@ class Recovery:
         paths = state.candidates()
         if not paths or not session.may_switch(now_ms, state.policy):
             return
+        is_patient = now_ms < self._patient_until_ms
         viable = any(
-            (path.heard_ms or 0) > session.entered_ms or path.added_ms > session.entered_ms
+            path.added_ms > session.entered_ms
+            or ((path.heard_ms or 0) > session.entered_ms and not is_patient)
             for path in paths
         )
         if viable or now_ms >= self._retry_at_ms:
@@ -313,6 +316,8 @@ class Recovery:
         if reason in _FATAL_REJECTS:
             return True, _FATAL_REJECTS[reason]
         self._state.fall_back(attempt.proof)  # the root that the gateway answers to
+        if reason is Reason.STORE_UNAVAILABLE:
+            self._patient_until_ms = now_ms + c.DEGRADED_RETRY_MS
         if self._planned is not None:
             self._state.note_left(now_ms, self._planned)  # ever more seldom by our own choice
         self._refused(now_ms)

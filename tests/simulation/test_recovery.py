@@ -309,6 +309,20 @@ def test_a_rekey_waits_for_the_table() -> None:
     assert (net.session.id, net.is_attached()) == (before, True)
 
 
+def test_a_gateway_without_its_table_is_asked_now_and_then_only() -> None:
+    net = Net()
+    before = net.attach()
+    net.table.answer = Stored.UNAVAILABLE
+    assert net.agent.bound is not None
+    net.link_down(net.agent.bound.id)
+    net.run(20_000)
+    assert net.session.state is State.DEGRADED
+    assert len(net.client_history.of("REATTACH_ATTEMPT")) <= 12
+    net.table.answer = None
+    net.run(2_500)
+    assert (net.session.id, net.is_attached()) == (before, True)
+
+
 def test_a_session_that_was_ended_is_not_brought_back_by_a_late_rekey() -> None:
     net = Net(policy=Policy(rekey_after_ms=5_000))
     before = net.attach()
