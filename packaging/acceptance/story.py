@@ -182,7 +182,7 @@ class Story:
 
     def upgrade(self, machine: Machine) -> Step:
         def step() -> list[str]:
-            ours = 'JVPND_OPTIONS="--runtime-dir /run/jvpn"\n'
+            ours = '# changed\nJVPND_OPTIONS=""\n'
             machine.write("/etc/default/jvpn", ours)
             before, file = main_pid(machine), machine.copy(self.newer)
             with self.traffic(GAP_MS) as figures:
