@@ -102,11 +102,12 @@ class Story:
         self.gateway.run(*init)
         # it has several addresses: behind "::" the kernel would answer from another one
         file = self.gateway.read(CONFIG).replace('address = "::"', f'address = "{OUTSIDE[4]}"')
-        self.gateway.write(CONFIG, file)
+        self.gateway.write(CONFIG, file + POLICY)
         self.gateway.run("systemctl", "enable", "--now", "jvpnd")
         add = ("jvpnctl", "client", "add", "laptop", "--full", "--kill-switch", "--output")
         self.gateway.run(*add, "/root/laptop.toml")
-        self.client.write(CONFIG, self.gateway.read("/root/laptop.toml"), 0o600)
+        file = self.gateway.read("/root/laptop.toml")
+        self.client.write(CONFIG, file + POLICY, 0o600)
         self.client.run("jvpnd", "--check")
         self.client.run("systemctl", "enable", "--now", "jvpnd")
         assert active(self.client) == "active"
@@ -119,10 +120,12 @@ class Story:
         """systemctl reload jvpnd: another policy, the same session, the same process"""
         for machine in self.both:
             before = main_pid(machine)
-            machine.write(CONFIG, machine.read(CONFIG) + POLICY)
+            config = machine.read(CONFIG).replace("per_minute = 60", "per_minute = 61")
+            machine.write(CONFIG, config)
             machine.run("systemctl", "reload", "jvpnd")
             assert main_pid(machine) == before
-            assert "60" in machine.run("jvpnctl", "policy", "show")
+        shown = self.gateway.run("jvpnctl", "policy", "show")  # a session has the gateway's policy
+        assert re.search(r"max_switches_per_minute\W+61\b", shown), shown
         assert self.attached()["session"]["id"] == self.session
 
     def reach(self) -> None:
