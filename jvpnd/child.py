@@ -15,7 +15,7 @@ from typing import Final
 from jvpnd.seqpacket import close_all, receive_message, send_message
 from jvpnd.spawn import Spawned
 
-MAX_QUEUED: Final = 4096
+MAX_QUEUED: Final = 65_536  # a worker that starts is told of each of 16,384 sessions
 MESSAGES_A_TURN: Final = 64
 STOP_TIMEOUT_S: Final = 2.0
 END_TIMEOUT_S: Final = 0.5  # from the end of its channel to its own

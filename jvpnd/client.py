@@ -206,6 +206,12 @@ class ClientShell:
     def paths_changed(self) -> None:
         self.driver.pump()
 
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Packets that came for control and were dropped, by cause."""
+        causes = {"bad size reply": self.sizes.bad, "half a handshake": self._halves.dropped}
+        return {**self.agent.dropped, **{cause: count for cause, count in causes.items() if count}}
+
     # --- the data plane's observer ---
 
     def packet_received(self, socket_id: int, remote: tuple[str, int], data: bytes) -> None:

@@ -183,6 +183,11 @@ class GatewayShell:
         return [*self._notes, *await self._lookout.look()]
 
     @property
+    def dropped(self) -> dict[str, int]:
+        """Packets that came for control and were dropped, by cause."""
+        return {**self.core.dropped, **self.listeners.dropped, **self.narrow.dropped}
+
+    @property
     def store_problem(self) -> str:
         """Why nothing new can be bound, "" if all is well."""
         return self._table.problem

@@ -28,7 +28,7 @@ def client_measures(shell: ClientShell) -> Measures:
     return Measures(
         sessions=_by_state(states),
         policy_version=agent.policy.version,
-        control_dropped=dict(agent.dropped),
+        control_dropped=shell.dropped,
         paths=paths,
         **_plane(shell.plane),
     )
@@ -40,7 +40,7 @@ def gateway_measures(shell: GatewayShell) -> Measures:
     return Measures(
         sessions=_by_state(Counter(peer.session.state for peer in core.sessions.values())),
         policy_version=core.policy.version,
-        control_dropped=_by_cause({**core.dropped, **shell.listeners.dropped}),
+        control_dropped=_by_cause(shell.dropped),
         store=_store(shell.store_meter),
         **_plane(shell.plane),
     )

@@ -65,6 +65,7 @@ class PathSizes:
         self._full = full
         self._is_busy = is_busy
         self._tell = tell
+        self.bad = 0  # replies that answer nothing that was asked
         self._loop = asyncio.get_running_loop()
         self._paths: dict[int, _Probing] = {}
 
@@ -111,6 +112,7 @@ class PathSizes:
         """A SIZE_REPLY that came over a path."""
         probing, token = self._paths.get(path.socket_id), size_token(packet, self._key)
         if probing is None or token is None or probing.asked.pop(token, None) != len(packet):
+            self.bad += 1
             return
         before = probing.search.size
         if not probing.is_answered:

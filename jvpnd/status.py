@@ -165,7 +165,7 @@ def client_status(shell: ClientShell, tun: Tun) -> Json:
         "session": client_session(agent),
         "resting": agent.is_resting,
         "paths": client_paths(shell),
-        "traffic": _traffic(shell.plane, [shell.slot], agent.dropped) | _rates(shell.rates),
+        "traffic": _traffic(shell.plane, [shell.slot], shell.dropped) | _rates(shell.rates),
         "kill_switch": _kill_switch(shell.config),
         "dns": shell.dns.status(),
         "policy_version": agent.policy.version,
@@ -224,7 +224,7 @@ async def gateway_status(shell: GatewayShell, tun: Tun) -> Json:
         "traffic": _traffic(
             shell.plane,
             list(shell.slots.values()),
-            {**shell.core.dropped, **shell.listeners.dropped, **shell.narrow.dropped},
+            shell.dropped,
         )
         | _rates(shell.rates),
         "policy_version": shell.core.policy.version,

@@ -98,6 +98,28 @@ def test_bad_network_is_refused(text: str) -> None:
         PrefixTable[int]().set(0, [text])
 
 
+_few = st.sampled_from(
+    ["0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "10.1.2.3/32", "::/0", "fd00::/8", "fd00::1/128"]
+)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.lists(_few, max_size=4)), max_size=20))
+def test_a_table_that_has_changed_is_as_one_made_anew(changes: list[tuple[int, list[str]]]) -> None:
+    table: PrefixTable[int] = PrefixTable()
+    owners: dict[str, int] = {}
+    for value, networks in changes:
+        table.set(value, networks)
+        owners = {each: owner for each, owner in owners.items() if owner != value}
+        owners |= dict.fromkeys(networks, value)
+    fresh: PrefixTable[int] = PrefixTable()
+    for value in set(owners.values()):
+        fresh.set(value, [each for each, owner in owners.items() if owner == value])
+    assert table.everything == fresh.everything
+    for text in ("10.1.2.3", "10.1.9.9", "10.9.9.9", "192.0.2.1", "fd00::1", "fd99::9", "2001::1"):
+        address = ipaddress.ip_address(text).packed
+        assert table.lookup(address) == fresh.lookup(address), text
+
+
 # --- checksums and headers -----------------------------------------------------------------
 
 

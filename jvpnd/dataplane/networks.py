@@ -7,20 +7,23 @@ from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 V = TypeVar("V")
-_Lengths = list[tuple[int, dict[int, V]]]
+_Network = tuple[bytes, int]  # address, prefix length
+_Tables = dict[int, dict[int, V]]  # by what an address is shifted, for the prefix
 
 
 class PrefixTable(Generic[V]):
     """Maps IPv4 (4 bytes) and IPv6 (16 bytes) addresses to a value by their longest prefix.
 
     Exact addresses are one dictionary look-up; the rest costs one look-up for each distinct
-    prefix length in use.
+    prefix length in use. A change costs as much as what it changes, however large the table is.
     """
 
     def __init__(self) -> None:
-        self._networks: dict[V, list[tuple[bytes, int]]] = {}
+        self._networks: dict[V, dict[_Network, None]] = {}
+        self._owners: dict[_Network, V] = {}
         self._exact: dict[bytes, V] = {}
-        self._prefixes: dict[int, _Lengths[V]] = {4: [], 16: []}
+        self._tables: dict[int, _Tables[V]] = {4: {}, 16: {}}
+        self._ordered: dict[int, list[tuple[int, dict[int, V]]]] = {4: [], 16: []}
         self.everything: V | None = None
         """The value that every address of both families has, if there is one (a client's case)."""
 
@@ -30,13 +33,21 @@ class PrefixTable(Generic[V]):
         Raises ValueError for anything that is not a network in CIDR notation.
         """
         parsed = [ipaddress.ip_network(text) for text in networks]
-        wanted = [(network.network_address.packed, network.prefixlen) for network in parsed]
-        self._networks.pop(value, None)
-        for other in self._networks.values():
-            other[:] = [network for network in other if network not in wanted]
+        wanted = {(each.network_address.packed, each.prefixlen): None for each in parsed}
+        for network in self._networks.pop(value, {}).keys() - wanted.keys():
+            self._remove(network)
+        for network in wanted:
+            before = self._owners.get(network)
+            if before is not None and before != value:
+                del self._networks[before][network]
+                if not self._networks[before]:
+                    del self._networks[before]
+            self._insert(network, value)
         if wanted:
             self._networks[value] = wanted
-        self._rebuild()
+        only = next(iter(self._networks)) if len(self._networks) == 1 else None
+        both = 32 in self._tables[4] and 128 in self._tables[16]
+        self.everything = only if both else None
 
     def lookup(self, address: bytes) -> V | None:
         """The value of the longest network that holds `address` (4 or 16 bytes), or None."""
@@ -44,24 +55,34 @@ class PrefixTable(Generic[V]):
         if value is not None:
             return value
         number = int.from_bytes(address, "big")
-        for shift, table in self._prefixes[len(address)]:
+        for shift, table in self._ordered[len(address)]:
             value = table.get(number >> shift)
             if value is not None:
                 return value
         return None
 
-    def _rebuild(self) -> None:
-        self._exact = {}
-        by_shift: dict[int, dict[int, dict[int, V]]] = {4: {}, 16: {}}
-        for value, networks in self._networks.items():
-            for packed, length in networks:
-                shift = 8 * len(packed) - length
-                if shift == 0:
-                    self._exact[packed] = value
-                    continue
-                table = by_shift[len(packed)].setdefault(shift, {})
-                table[int.from_bytes(packed, "big") >> shift] = value
-        self._prefixes = {size: sorted(tables.items()) for size, tables in by_shift.items()}
-        only = next(iter(self._networks)) if len(self._networks) == 1 else None
-        both = 32 in by_shift[4] and 128 in by_shift[16]
-        self.everything = only if both else None
+    def _insert(self, network: _Network, value: V) -> None:
+        packed, length = network
+        self._owners[network] = value
+        size, shift = len(packed), 8 * len(packed) - length
+        if shift == 0:
+            self._exact[packed] = value
+            return
+        tables = self._tables[size]
+        if shift not in tables:
+            tables[shift] = {}
+            self._ordered[size] = sorted(tables.items())
+        tables[shift][int.from_bytes(packed, "big") >> shift] = value
+
+    def _remove(self, network: _Network) -> None:
+        packed, length = network
+        del self._owners[network]
+        size, shift = len(packed), 8 * len(packed) - length
+        if shift == 0:
+            del self._exact[packed]
+            return
+        tables = self._tables[size]
+        del tables[shift][int.from_bytes(packed, "big") >> shift]
+        if not tables[shift]:
+            del tables[shift]
+            self._ordered[size] = sorted(tables.items())

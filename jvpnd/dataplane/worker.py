@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from typing import Final
 
 from jvpnd.core.offloads import Offloads
 from jvpnd.dataplane.counters import Counters, Drop
@@ -18,6 +19,8 @@ from jvpnd.dataplane.downlink import Downlink
 from jvpnd.dataplane.messages import Report, ReportKind, encode_report, receive_command
 from jvpnd.dataplane.uplink import Uplink
 from jvpnd.privileges import die_with_parent, drop_all
+
+COMMANDS_A_TURN: Final = 256  # packets wait no longer, and the loop is seen to turn
 
 
 class Channel:
@@ -38,8 +41,8 @@ class Channel:
             return  # control is gone; the next read says so
 
     def take_commands(self) -> bool:
-        """Carry out every command that waits; False once control is gone."""
-        while True:
+        """Carry out commands that wait, some at a time; False once control is gone."""
+        for _ in range(COMMANDS_A_TURN):
             try:
                 command = receive_command(self.socket)
             except BlockingIOError:
@@ -52,6 +55,7 @@ class Channel:
             if fds:
                 arguments["fds"] = fds
             self.commands[name](**arguments)
+        return True
 
 
 def main(

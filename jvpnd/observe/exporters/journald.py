@@ -10,10 +10,12 @@ import os
 import socket
 from collections import deque
 from collections.abc import Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from jvpnd.observe.log import Event
 from jvpnd.observe.words import describe, severity
+
+if TYPE_CHECKING:  # whoever wants only the socket's name need not wait for asyncio
+    from jvpnd.observe.log import Event
 
 SOCKET: Final = "/run/systemd/journal/socket"
 SEND_TIMEOUT_S: Final = 1.0
