@@ -39,10 +39,10 @@ def main(config_file: Path, check: bool, runtime_dir: Path, verbose: bool) -> No
     is missing.
     """
     logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(levelname).1s %(message)s",
-        stream=sys.stderr,
+        level=logging.INFO, format="%(levelname).1s %(message)s", stream=sys.stderr
     )
+    if verbose:  # ourselves, not the libraries
+        logging.getLogger("jvpnd").setLevel(logging.DEBUG)
     status = run(config_file, runtime_dir, check)
     logging.shutdown()
     sys.stdout.flush()

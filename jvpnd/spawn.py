@@ -38,6 +38,11 @@ def spawn(module: str, arguments: Sequence[str] = (), fds: Sequence[int] = ()) -
             [sys.executable, "-I", "-S", _HELPER, module, *arguments, *numbers],
             stdin=subprocess.DEVNULL,
             pass_fds=inherited,
-            env={"JVPN_PATH": os.pathsep.join([_PACKAGE_ROOT, *sys.path])},  # and no secret
+            env={"JVPN_PATH": os.pathsep.join([_PACKAGE_ROOT, *_installed()])},  # and no secret
         )
     return Spawned(process, channel)
+
+
+def _installed() -> list[str]:
+    """Where modules are found, but the working directory, which `python -m` adds."""
+    return [path for path in sys.path if path not in ("", os.getcwd())]

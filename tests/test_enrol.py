@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jvpnd.config import Config, ConfigError, load
-from jvpnd.enrol import files, listfile
+from jvpnd.enrol import files, host, listfile
 from jvpnd.enrol.addressing import free_networks, next_addresses, own_address
 from jvpnd.enrol.errors import EnrolError
 from jvpnd.enrol.keys import new_key, public_text
@@ -34,6 +35,19 @@ GATEWAY = GatewayAnswers("gw", OWN, "vpn.example.org", 7700)
 
 
 # --- addresses ---
+
+
+def test_a_gateway_listens_on_its_own_public_address_and_else_on_every_one() -> None:
+    """So that UDP answers leave from the address that clients know."""
+    own = gateway_text(replace(GATEWAY, public_address="203.0.113.7", is_own_address=True))
+    rows = tomllib.loads(own)["listen"]
+    assert [row["address"] for row in rows] == ["203.0.113.7"] * 2
+    assert not any("advertise" in row for row in rows)
+    rows = tomllib.loads(gateway_text(GATEWAY))["listen"]
+    assert [(row["address"], row["advertise"]) for row in rows] == [("::", "vpn.example.org")] * 2
+    assert host.is_own("127.0.0.1")
+    assert not host.is_own("203.0.113.7")
+    assert not host.is_own("vpn.example.org")
 
 
 def test_the_networks_chosen_overlap_nothing_that_is_there() -> None:
@@ -247,7 +261,7 @@ def test_an_edit_that_would_not_be_valid_changes_nothing(tmp_path: Path) -> None
 ADDER = """
 import sys
 from pathlib import Path
-from jvpnd.enrol import files, listfile
+from jvpnd.enrol import files, host, listfile
 from jvpnd.enrol.addressing import next_addresses
 from jvpnd.enrol.keys import new_key, public_text
 from jvpnd.enrol.texts import client_block

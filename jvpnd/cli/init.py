@@ -95,7 +95,10 @@ def init_gateway(
     if nat is None:
         nat = _asked("May clients reach the internet through it (NAT)", True, click.confirm)
     key_file = _key_file(config_file)
-    answers = GatewayAnswers(node, addresses, public_address, port, nat, interface, key_file)
+    is_own = host.is_own(public_address)
+    answers = GatewayAnswers(
+        node, addresses, public_address, port, nat, interface, key_file, is_own
+    )
     made = _write(config_file, gateway_text(answers), force)
     notes = []
     if host.is_private(public_address):

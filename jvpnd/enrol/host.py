@@ -39,6 +39,20 @@ def outward_address() -> str | None:
     return None
 
 
+def is_own(address: str) -> bool:
+    """Whether it is an address of this host. UDP answers then leave from it, whichever others the
+    host has."""
+    try:
+        family, kind, _, _, to = socket.getaddrinfo(
+            address, 0, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST
+        )[0]
+        with socket.socket(family, kind) as sock:
+            sock.bind(to)
+    except OSError:
+        return False
+    return True
+
+
 def is_private(address: str) -> bool:
     """Whether it is an address that the internet does not reach."""
     try:

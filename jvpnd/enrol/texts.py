@@ -17,8 +17,8 @@ _quoted = json.dumps  # a basic string of TOML, a list of them, true and false
 @dataclass(frozen=True, slots=True)
 class GatewayAnswers:
     """What a new gateway has to know. `addresses`: its own inside the tunnel, with prefix length;
-    `public_address`: the address or host name by which clients reach it; `nat`: whether clients go
-    out by its address."""
+    `public_address`: the address or host name by which clients reach it, `is_own_address`: an
+    address of this host; `nat`: whether clients go out by its address."""
 
     node: str
     addresses: Sequence[str]
@@ -27,6 +27,7 @@ class GatewayAnswers:
     nat: bool = True
     interface: str = DEFAULT_NAME
     key_file: str = KEY_FILE
+    is_own_address: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +52,13 @@ class ClientAnswers:
 
 def gateway_text(answers: GatewayAnswers) -> str:
     """A whole configuration file."""
+    where = f"address = {_quoted(answers.public_address)}\n"
+    reached = ""
+    if not answers.is_own_address:
+        where = 'address = "::"                  # on every address, IPv6 and IPv4\n'
+        reached = f"advertise = {_quoted(answers.public_address)}  # where clients reach it\n"
     listen = "\n".join(
-        "[[listen]]\n"
-        f"transport = {_quoted(transport)}\n"
-        'address = "::"                  # on every address, IPv6 and IPv4\n'
-        f"port = {answers.port}\n"
-        f"advertise = {_quoted(answers.public_address)}  # where clients reach it\n"
+        f"[[listen]]\ntransport = {_quoted(transport)}\n{where}port = {answers.port}\n{reached}"
         for transport in ("udp", "tcp")
     )
     return f"""\
