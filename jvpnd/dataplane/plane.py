@@ -340,10 +340,8 @@ class DataPlane:
             partial(self._take_report, which),
             partial(self._worker_exited, which),
         )
-        self._send(which, "start", (self._tun_fds[lane],), offloads=asdict(self._offloads))
-        if role == "uplink":
-            self._send(which, "set_mtu", mtu=self._mtu)
-            self._send(which, "pause", paused=self._paused)
+        arguments = {"offloads": asdict(self._offloads), "mtu": self._mtu, "paused": self._paused}
+        self._send(which, "start", (self._tun_fds[lane],), **arguments)
 
     def _worker_exited(self, which: Which) -> None:
         why = self._workers.pop(which).how_it_ended

@@ -76,6 +76,8 @@ def main(
     worker: Uplink | Downlink
     if role == "uplink":
         worker = Uplink(tun_fd, offloads, lane, counters, channel.report, first)
+        worker.set_mtu(arguments["mtu"])
+        worker.pause(arguments["paused"])  # before it reads what nobody waits for yet
     else:
         worker = Downlink(tun_fd, offloads, lane, counters, channel.report, lanes)
     channel.commands = worker.commands
@@ -83,5 +85,4 @@ def main(
     die_with_parent(parent)
     channel.report(Report(ReportKind.READY))
     channel.socket.setblocking(False)
-    if channel.take_commands():  # first of all, perhaps, to leave the TUN unread
-        worker.run(channel.socket, channel.take_commands)
+    worker.run(channel.socket, channel.take_commands)
