@@ -38,12 +38,13 @@ class NarrowPaths:
         self._halved: Origin | None = None  # whose handshake in halves is being answered
         self._probes = TokenBuckets(PROBES_PER_S, PROBE_BURST, SOURCES)
         self._known: OrderedDict[Origin, None] = OrderedDict()
-        self._bad_probes = self._many_probes = 0
+        self._strange_probes = self._bad_probes = self._many_probes = 0
 
     @property
     def dropped(self) -> dict[str, int]:
         """Packets that were dropped, by cause."""
         causes = {
+            "size probe of a stranger": self._strange_probes,  # and a client's before it is known
             "bad size probe": self._bad_probes,
             "size probe rate": self._many_probes,
             "half a handshake": self._halves.dropped,
@@ -53,7 +54,10 @@ class NarrowPaths:
     def answer(self, origin: Origin, packet: bytes, send: Callable[[Send], None]) -> None:
         """Answer a SIZE_PROBE with as many bytes, if it is good and comes from where a client was
         authentically heard: nobody else is answered anything."""
-        token = size_token(packet, self._key) if origin in self._known else None
+        if origin not in self._known:
+            self._strange_probes += 1
+            return
+        token = size_token(packet, self._key)
         if token is None:
             self._bad_probes += 1
         elif not self._probes.allow(source_key(origin.remote[0]), int(now_ms())):

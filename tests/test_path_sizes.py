@@ -186,7 +186,7 @@ def test_a_gateway_answers_good_probes_with_as_many_bytes_and_strangers_not_at_a
         gateway.answer(HERE, bad, sent.append)
     gateway.answer(Origin(1, ("192.0.2.1", 1), "tcp"), probe, sent.append)
     assert len(sent) == 1
-    assert gateway.dropped == {"bad size probe": 3}
+    assert gateway.dropped == {"bad size probe": 2, "size probe of a stranger": 1}
 
 
 def test_answers_to_one_source_are_bounded() -> None:
