@@ -7,8 +7,6 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
-from pyroute2.netlink.exceptions import NetlinkError
-
 from jvpnd.net.errors import MissingFeature
 
 _log = logging.getLogger("jvpnd")
@@ -32,10 +30,18 @@ class Serializer:
             change = await self._queue.get()
             try:
                 await change()
-            except (OSError, NetlinkError, MissingFeature) as error:
+            except (OSError, _netlink_error(), MissingFeature) as error:
                 _log.error("the host's network refused a change: %s", error)
 
     async def close(self) -> None:
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
+
+
+def _netlink_error() -> type[Exception]:
+    """Only looked at when something was raised: a start does not wait for pyroute2."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    error: type[Exception] = NetlinkError
+    return error

@@ -1,8 +1,8 @@
 """Watches links, addresses and default routes by rtnetlink and tells which uplinks there are.
 
-A plain netlink socket carries the events and pyroute2 decodes them: so everything the kernel has
-queued is taken in one go, an overflow is seen at once, and an answer to a request can never be
-mistaken for an event. Layouts: linux/rtnetlink.h, linux/netlink.h.
+A plain netlink socket carries the events: so everything the kernel has queued is taken in one go,
+an overflow is seen at once, and an answer to a request can never be mistaken for an event. Layouts:
+linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h.
 """
 
 from __future__ import annotations
@@ -13,28 +13,34 @@ import logging
 import socket
 import struct
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any
 
-from pyroute2.netlink.rtnl.marshal import MarshalRtnl
-
+from jvpnd.net.netlink import (
+    ADD_MEMBERSHIP,
+    DUMP_REQUEST,
+    HEADER,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    SOL_NETLINK,
+    attributes,
+    messages,
+)
 from jvpnd.net.uplinks import Address, DefaultRoute, Link, LinkTable, Uplink
 
 __all__ = ["LinkWatcher", "Uplink"]
 
 _log = logging.getLogger(__name__)
 
-_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
+_IFINFOMSG = struct.Struct("=BxHiII")  # family, type, index, flags, change
+_IFADDRMSG = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
 _RTMSG = struct.Struct("=8BI")  # struct rtmsg: family, dst_len, src_len, tos, table, ...
-_NLM_F_DUMP_REQUEST = 0x301
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_RTNEXTHOP = struct.Struct("=HBBi")  # length with itself and its attributes, flags, hops, index
+_NUMBER = struct.Struct("=I")
 _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
 _NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
 _NEWNEXTHOP, _DELNEXTHOP = 104, 105
 # RTNLGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE, NEXTHOP
 _GROUPS = (1, 5, 7, 9, 11, 32)
-_SOL_NETLINK = 270
-_NETLINK_ADD_MEMBERSHIP = 1
 _NETLINK_GET_STRICT_CHK = 12
 _SO_RCVBUFFORCE = 33
 _BUFFER_BYTES = 2**20
@@ -43,7 +49,9 @@ _BATCH = 256  # datagrams taken before the rest of the daemon gets its turn
 
 _RUNNING = 0x1 | 0x40 | 0x10000  # IFF_UP, IFF_RUNNING (operstate UP or UNKNOWN), IFF_LOWER_UP
 _TABLE_MAIN = 254
-_RTA_TABLE = 15
+_IFLA_IFNAME, _IFLA_MTU = 3, 4
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
+_RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_MULTIPATH, _RTA_TABLE = 4, 5, 6, 7, 9, 15
 _RTM_F_CLONED = 0x200
 _RTN_UNICAST = 1
 _RTNH_F_DEAD = 1
@@ -72,7 +80,6 @@ class LinkWatcher:
         self._table = LinkTable(interfaces, ignore)
         self._reported: dict[str, Uplink] = {}
         self._events: socket.socket | None = None
-        self._decoder = MarshalRtnl()
 
     async def start(self) -> None:
         """Subscribe, then take stock. Raises OSError when the kernel gives no netlink socket."""
@@ -128,13 +135,13 @@ class LinkWatcher:
             except BlockingIOError:
                 return
             if port == 0:  # from the kernel, not from another program
-                yield from _split(data)
+                yield from messages(data)
 
     def _apply(self, kind: int, message: bytes) -> None:
         if kind in (_NEWLINK, _DELLINK):
             self._apply_link(kind, message)
         elif kind in (_NEWADDR, _DELADDR):
-            address = _address(self._decode(message))
+            address = _address(message)
             if kind == _NEWADDR:
                 self._table.set_address(address)
             else:
@@ -143,13 +150,13 @@ class LinkWatcher:
             self._table.routes_stale = True
 
     def _apply_link(self, kind: int, message: bytes) -> None:
-        decoded = self._decode(message)
-        if decoded["family"] != socket.AF_UNSPEC:
+        family, _, index, *_ = _IFINFOMSG.unpack_from(message, HEADER.size)
+        if family != socket.AF_UNSPEC:
             return  # a bridge port or the like: its DELLINK only says that it left the bridge
         if kind == _DELLINK:
-            self._table.remove_link(decoded["index"])
+            self._table.remove_link(index)
         else:
-            self._table.set_link(_link(decoded))
+            self._table.set_link(_link(message))
 
     def _reload_routes(self) -> None:
         request = struct.pack("=HHI", 8, _RTA_TABLE, _TABLE_MAIN)
@@ -158,11 +165,8 @@ class LinkWatcher:
             header = _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
             for kind, message in _dump(_GETROUTE, header + request):
                 if _is_default_route(kind, message):
-                    routes += _default_routes(self._decode(message))
+                    routes += _default_routes(message)
         self._table.set_routes(routes)
-
-    def _decode(self, message: bytes) -> Any:
-        return next(self._decoder.parse(message))
 
 
 def _subscribe() -> socket.socket:
@@ -176,7 +180,7 @@ def _subscribe() -> socket.socket:
             events.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
         events.bind((0, 0))
         for group in _GROUPS:
-            events.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
+            events.setsockopt(SOL_NETLINK, ADD_MEMBERSHIP, group)
     except OSError:
         events.close()
         raise
@@ -190,72 +194,79 @@ def _dump(kind: int, body: bytes) -> Iterator[_Message]:
     """
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
         try:
-            sock.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
+            sock.setsockopt(SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
         except OSError:
             _log.debug("this kernel cannot filter dumps; filtering here")
         sock.bind((0, 0))
-        sock.send(_HEADER.pack(_HEADER.size + len(body), kind, _NLM_F_DUMP_REQUEST, 1, 0) + body)
+        sock.send(HEADER.pack(HEADER.size + len(body), kind, DUMP_REQUEST, 1, 0) + body)
         while True:
-            for got, message in _split(sock.recv(_RECV_BYTES)):
-                if got == _NLMSG_DONE:
+            for got, message in messages(sock.recv(_RECV_BYTES)):
+                if got == NLMSG_DONE:
                     return
-                if got == _NLMSG_ERROR:
-                    (code,) = struct.unpack_from("=i", message, _HEADER.size)
+                if got == NLMSG_ERROR:
+                    (code,) = struct.unpack_from("=i", message, HEADER.size)
                     if code == -errno.EOPNOTSUPP or code == -errno.EAFNOSUPPORT:
                         return  # no IPv6 in this kernel
                     raise OSError(-code, f"netlink dump {kind} refused")
                 yield got, message
 
 
-def _split(data: bytes) -> Iterator[_Message]:
-    """The messages of one datagram."""
-    offset = 0
-    while offset + _HEADER.size <= len(data):
-        length, kind, *_ = _HEADER.unpack_from(data, offset)
-        if length < _HEADER.size:
-            return
-        yield kind, data[offset : offset + length]
-        offset += (length + 3) & ~3
-
-
 def _is_default_route(kind: int, message: bytes) -> bool:
     """Looks at the fixed part only, which keeps a full routing table cheap to walk."""
-    if kind not in (_NEWROUTE, _DELROUTE) or len(message) < _HEADER.size + _RTMSG.size:
+    if kind not in (_NEWROUTE, _DELROUTE) or len(message) < HEADER.size + _RTMSG.size:
         return False
-    fields = _RTMSG.unpack_from(message, _HEADER.size)
+    fields = _RTMSG.unpack_from(message, HEADER.size)
     dst_len, table, route_type, flags = fields[1], fields[4], fields[7], fields[8]
     wanted = table == _TABLE_MAIN and route_type == _RTN_UNICAST
     return dst_len == 0 and wanted and not flags & _RTM_F_CLONED
 
 
-def _link(message: Any) -> Link:
-    running = message["flags"] & _RUNNING == _RUNNING
-    name, mtu = message.get_attr("IFLA_IFNAME"), message.get_attr("IFLA_MTU")
-    return Link(message["index"], name, mtu or 0, running)
+def _link(message: bytes) -> Link:
+    _family, _kind, index, flags, _change = _IFINFOMSG.unpack_from(message, HEADER.size)
+    found = attributes(message, HEADER.size + _IFINFOMSG.size)
+    name = found.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
+    return Link(index, name, _number(found.get(_IFLA_MTU)) or 0, flags & _RUNNING == _RUNNING)
 
 
-def _address(message: Any) -> Address:
-    flags = message.get_attr("IFA_FLAGS")
-    return Address(
-        index=message["index"],
-        family=message["family"],
-        local=message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"),
-        prefix_len=message["prefixlen"],
-        scope=message["scope"],
-        flags=message["flags"] if flags is None else flags,
-    )
+def _address(message: bytes) -> Address:
+    family, prefix_len, flags, scope, index = _IFADDRMSG.unpack_from(message, HEADER.size)
+    found = attributes(message, HEADER.size + _IFADDRMSG.size)
+    local = _host(family, found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS))
+    more = _number(found.get(_IFA_FLAGS))
+    return Address(index, family, local or "", prefix_len, scope, flags if more is None else more)
 
 
-def _default_routes(message: Any) -> list[DefaultRoute]:
+def _default_routes(message: bytes) -> list[DefaultRoute]:
     """One for each live hop."""
-    metric, source = message.get_attr("RTA_PRIORITY") or 0, message.get_attr("RTA_PREFSRC")
-    hops = message.get_attr("RTA_MULTIPATH")
-    if hops is None:
-        found = [(message.get_attr("RTA_OIF"), message)]
-    else:
-        found = [(hop["oif"], hop) for hop in hops]
+    family, *_, flags = _RTMSG.unpack_from(message, HEADER.size)
+    found = attributes(message, HEADER.size + _RTMSG.size)
+    metric = _number(found.get(_RTA_PRIORITY)) or 0
+    source = _host(family, found.get(_RTA_PREFSRC))
+    hops = [(_number(found.get(_RTA_OIF)), flags, found)]
+    if _RTA_MULTIPATH in found:
+        hops = list(_hops(found[_RTA_MULTIPATH]))
     return [
-        DefaultRoute(index, message["family"], metric, hop.get_attr("RTA_GATEWAY"), source)
-        for index, hop in found
-        if index is not None and not hop["flags"] & _RTNH_F_DEAD
+        DefaultRoute(index, family, metric, _host(family, hop.get(_RTA_GATEWAY)), source)
+        for index, flags, hop in hops
+        if index is not None and not flags & _RTNH_F_DEAD
     ]
+
+
+def _hops(data: bytes) -> Iterator[tuple[int | None, int, dict[int, bytes]]]:
+    """Interface, flags and attributes of each hop of a route that has several."""
+    offset = 0
+    while offset + _RTNEXTHOP.size <= len(data):
+        length, flags, _hops_away, index = _RTNEXTHOP.unpack_from(data, offset)
+        if length < _RTNEXTHOP.size:
+            return
+        yield index, flags, attributes(data[offset : offset + length], _RTNEXTHOP.size)
+        offset += (length + 3) & ~3
+
+
+def _number(value: bytes | None) -> int | None:
+    return _NUMBER.unpack(value)[0] if value is not None and len(value) == _NUMBER.size else None
+
+
+def _host(family: int, packed: bytes | None) -> str | None:
+    size = {socket.AF_INET: 4, socket.AF_INET6: 16}.get(socket.AddressFamily(family))
+    return socket.inet_ntop(family, packed) if packed is not None and len(packed) == size else None

@@ -10,17 +10,23 @@ import socket
 import struct
 from typing import Final
 
-_HEADER: Final = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
+from jvpnd.net.netlink import (
+    ADD_MEMBERSHIP,
+    DUMP_REQUEST,
+    HEADER,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    SOL_NETLINK,
+    attributes,
+    messages,
+)
+
 _NFGENMSG: Final = struct.Struct("=BBH")  # family, version, resource
-_ATTRIBUTE: Final = struct.Struct("=HH")  # length with this header, type
 _NETLINK_NETFILTER: Final = 12
 _SUBSYSTEM: Final = 10 << 8  # NFNL_SUBSYS_NFTABLES
 _NEWTABLE, _GETTABLE = _SUBSYSTEM, _SUBSYSTEM | 1
 _NFPROTO_INET: Final = 1
 _NFTA_TABLE_NAME: Final = 1
-_DUMP_REQUEST: Final = 0x301  # NLM_F_REQUEST | NLM_F_DUMP
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _NFNLGRP_NFTABLES: Final = 7
 _RECV_BYTES: Final = 2**16
 
@@ -31,17 +37,13 @@ def inet_tables() -> set[str]:
     body = _NFGENMSG.pack(_NFPROTO_INET, 0, 0)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as sock:
         sock.bind((0, 0))
-        sock.send(_HEADER.pack(_HEADER.size + len(body), _GETTABLE, _DUMP_REQUEST, 1, 0) + body)
+        sock.send(HEADER.pack(HEADER.size + len(body), _GETTABLE, DUMP_REQUEST, 1, 0) + body)
         while True:
-            data, offset = sock.recv(_RECV_BYTES), 0
-            while offset + _HEADER.size <= len(data):
-                length, kind, *_ = _HEADER.unpack_from(data, offset)
-                message = data[offset + _HEADER.size : offset + length]
-                offset += max(length + 3 & ~3, _HEADER.size)
-                if kind == _NLMSG_DONE:
+            for kind, message in messages(sock.recv(_RECV_BYTES)):
+                if kind == NLMSG_DONE:
                     return found
-                if kind == _NLMSG_ERROR:
-                    (code,) = struct.unpack_from("=i", message)
+                if kind == NLMSG_ERROR:
+                    (code,) = struct.unpack_from("=i", message, HEADER.size)
                     raise OSError(-code, f"nft tables: {os.strerror(-code)}")
                 if kind == _NEWTABLE:
                     found.add(_name(message))
@@ -54,7 +56,7 @@ def subscribe() -> socket.socket:
     )
     try:
         events.bind((0, 0))
-        events.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
+        events.setsockopt(SOL_NETLINK, ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
     except OSError:
         events.close()
         raise
@@ -63,10 +65,5 @@ def subscribe() -> socket.socket:
 
 def _name(message: bytes) -> str:
     """The name in a NEWTABLE message."""
-    offset = _NFGENMSG.size
-    while offset + _ATTRIBUTE.size <= len(message):
-        length, kind = _ATTRIBUTE.unpack_from(message, offset)
-        if kind == _NFTA_TABLE_NAME:
-            return message[offset + _ATTRIBUTE.size : offset + length].rstrip(b"\0").decode()
-        offset += max(length + 3 & ~3, _ATTRIBUTE.size)
-    return ""
+    found = attributes(message, HEADER.size + _NFGENMSG.size)
+    return found.get(_NFTA_TABLE_NAME, b"").rstrip(b"\0").decode(errors="replace")

@@ -1,0 +1,43 @@
+"""Netlink messages and what is in them, cut. Layouts: linux/netlink.h.
+
+pyroute2 could do it; but a client waits for this at each start, and importing pyroute2 takes as
+long as all the rest of a start.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Final
+
+HEADER: Final = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+DUMP_REQUEST: Final = 0x301  # NLM_F_REQUEST | NLM_F_DUMP
+SOL_NETLINK: Final = 270
+ADD_MEMBERSHIP: Final = 1
+
+_ATTRIBUTE: Final = struct.Struct("=HH")  # struct nlattr: length with itself, type
+_TYPE_MASK: Final = 0x3FFF  # without NLA_F_NESTED, NLA_F_NET_BYTEORDER
+
+
+def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Type and whole message of each in one datagram."""
+    offset = 0
+    while offset + HEADER.size <= len(data):
+        length, kind, *_ = HEADER.unpack_from(data, offset)
+        if length < HEADER.size:
+            return
+        yield kind, data[offset : offset + length]
+        offset += (length + 3) & ~3
+
+
+def attributes(data: bytes, offset: int) -> dict[int, bytes]:
+    """The attributes behind `offset`, by type."""
+    found: dict[int, bytes] = {}
+    while offset + _ATTRIBUTE.size <= len(data):
+        length, kind = _ATTRIBUTE.unpack_from(data, offset)
+        if length < _ATTRIBUTE.size:
+            break
+        found[kind & _TYPE_MASK] = data[offset + _ATTRIBUTE.size : offset + length]
+        offset += (length + 3) & ~3
+    return found
