@@ -73,7 +73,9 @@ class PathSizes:
         if path.info.transport != "udp" or self._full <= SAFE_DATAGRAM:
             return
         probing = self._paths[path.socket_id] = _Probing(path, self._full)
-        self._tick(probing)
+        self._tell(path.socket_id, probing.search.size)
+        # by then a handshake or a probe has told the gateway who is there; or `doubt` says so
+        probing.timer = self._loop.call_later(CALL_S, self._tick, probing)
 
     def closed(self, path: OpenPath) -> None:
         probing = self._paths.pop(path.socket_id, None)

@@ -18,6 +18,7 @@ from types import ModuleType
 
 from jvpnd.core.wire import datagrams_a_send
 from jvpnd.net import nft
+from jvpnd.net.errors import MissingFeature
 from jvpnd.net.forwarding import Forwarder
 from jvpnd.net.forwardplan import Forwarding
 from jvpnd.net.hoststate import HostState, read_sysctl, write_sysctl
@@ -131,7 +132,6 @@ class HostNetwork:
         other directly, which they cannot; other interfaces keep their own send_redirects. Raises
         MissingFeature.
         """
-        self._state.set_sysctl("net/ipv4/conf/all/send_redirects", "0")  # it overrides all others
         self._state.keep_sysctl("net/ipv4/conf/all/accept_redirects")  # ip_forward resets it
         self._state.set_sysctl("net/ipv4/ip_forward", "1")
         for each in sorted(Path("/proc/sys/net/ipv6/conf").glob("*/accept_ra")):
@@ -139,6 +139,10 @@ class HostNetwork:
                 self._state.set_sysctl(f"net/ipv6/conf/{each.parent.name}/accept_ra", "2")
         if read_sysctl("net/ipv6/conf/all/forwarding") is not None:
             self._state.set_sysctl("net/ipv6/conf/all/forwarding", "1")
+        try:
+            self._state.set_sysctl("net/ipv4/conf/all/send_redirects", "0")  # overrides all others
+        except MissingFeature as error:  # a nuisance, no more
+            _log.warning("%s", error)
 
     async def forward(
         self, settings: Forwarding, own: Sequence[str], clients: Sequence[str]
