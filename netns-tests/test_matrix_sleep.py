@@ -195,7 +195,7 @@ class Clock:
         (library,) = Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")
         self._file = daemon.folder / "clock"
         self.set(0)
-        daemon.environment = {
+        daemon.environment |= {
             "LD_PRELOAD": str(library),
             "FAKETIME_TIMESTAMP_FILE": str(self._file),
             "FAKETIME_NO_CACHE": "1",

@@ -62,8 +62,9 @@ class Daemon:
         key_file.write_text(private_key + "\n")
         key_file.chmod(0o600)
         self.config_file.write_text(config)
-        # More variables, for the next start; a proxy of the host's own is none of the lab's.
-        self.environment = {"https_proxy": ""}
+        # More variables, for the next start; a proxy of the host's own is none of the lab's, and one
+        # that hangs is to say where.
+        self.environment = {"https_proxy": "", "PYTHONFAULTHANDLER": "1"}
         self.process: subprocess.Popen[str] | None = None
 
     @property
@@ -105,7 +106,10 @@ class Daemon:
                         return
                 except TimeoutError:
                     continue
-        raise AssertionError(f"jvpnd did not come up:\n{self.log}")
+        status = self.process.poll()
+        if status is None:
+            self.stop(signal.SIGABRT)
+        raise AssertionError(f"jvpnd did not come up (exit status {status}):\n{self.log}")
 
     def stop(self, number: signal.Signals = signal.SIGTERM, timeout_s: float = 20) -> int:
         """End it and return its exit status."""
