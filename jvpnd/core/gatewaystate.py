@@ -34,7 +34,7 @@ from jvpnd.core.policy import Policy
 from jvpnd.core.reasons import Reason
 from jvpnd.core.record import row_of
 from jvpnd.core.session import Machine
-from jvpnd.core.sessionrow import Row, version_of
+from jvpnd.core.sessionrow import Row, owner_of, version_of
 from jvpnd.core.states import Event, State
 
 
@@ -215,7 +215,7 @@ class GatewayState:
                 peer.stored_version = version_of(row)
                 self._write_first(at_ms, peer, tries + 1)
             else:
-                self.lost_to(at_ms, peer, str(row["owner"]) if row is not None else "nobody")
+                self.lost_to(at_ms, peer, owner_of(row))
                 self._written(at_ms, peer, Stored.CONFLICT, version)
 
         assert peer.session.id is not None

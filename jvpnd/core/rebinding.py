@@ -35,6 +35,7 @@ from jvpnd.core.packets import (
 from jvpnd.core.peer import Offer, Peer, Stored
 from jvpnd.core.reasons import Reason
 from jvpnd.core.session import Session
+from jvpnd.core.sessionrow import Row, owner_of
 from jvpnd.core.states import Event, State
 from jvpnd.core.takeover import Takeover, Visit
 from jvpnd.core.ticket import Ticket, open_ticket
@@ -64,11 +65,33 @@ class Rebinding:
         if not self._state.admission.admits(now_ms, origin, proven=True):
             self._state.abuse(now_ms, Reason.SEC_ABUSE_CONTROL_PLANE, origin, "reattach rate")
             return
-        peer = self._state.sessions.get(ticket.session_id)
-        if peer is not None:
-            self._on_known(now_ms, Visit(origin, packet, ticket), peer)
+        peer, visit = self._state.sessions.get(ticket.session_id), Visit(origin, packet, ticket)
+        if peer is None:
+            self._on_absent(now_ms, visit)
+        elif self._state.sharing is Sharing.STORE and ticket.node != self._state.tag:
+            self._make_sure(now_ms, visit, peer)
         else:
-            self._on_absent(now_ms, Visit(origin, packet, ticket))
+            self._on_known(now_ms, visit, peer)
+
+    def _make_sure(self, now_ms: float, visit: Visit, peer: Peer) -> None:
+        """Another node has issued the ticket: before the session was ours, or because it is no
+        more."""
+        if peer.swapping:
+            self._state.count("reattach while one is being stored")
+            return
+        peer.swapping = True
+
+        def loaded(at_ms: float, row: Row | None, outcome: Stored) -> None:
+            peer.swapping = False
+            if outcome is not Stored.OK:
+                self._refuse_visit(at_ms, visit, Reason.STORE_UNAVAILABLE)
+            elif row is not None and row.get("owner") == self._state.node:
+                self._on_known(at_ms, visit, peer)
+            else:
+                self._state.lost_to(at_ms, peer, owner_of(row))
+                self._on_absent(at_ms, visit)
+
+        self._state.load(visit.ticket.session_id, loaded)
 
     def _on_absent(self, now_ms: float, visit: Visit) -> None:
         """The session is not here: it has ended, or it is another node's, or there is none."""

@@ -67,6 +67,11 @@ def number_of(row: Mapping[str, Any], key: str) -> int:
     return value
 
 
+def owner_of(row: Row | None) -> str:
+    """The node that a row names, "nobody" if there is no row."""
+    return str(row["owner"]) if row is not None and "owner" in row else "nobody"
+
+
 def version_of(row: Row) -> int:
     """The state_version of a row, 0 if it has none."""
     version = row.get("state_version")

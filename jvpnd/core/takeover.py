@@ -17,7 +17,7 @@ from jvpnd.core.offers import Offers
 from jvpnd.core.peer import Peer, Stored
 from jvpnd.core.reasons import Reason
 from jvpnd.core.record import client_key, peer_of
-from jvpnd.core.sessionrow import Row
+from jvpnd.core.sessionrow import Row, owner_of
 from jvpnd.core.states import Event, State
 from jvpnd.core.ticket import Ticket
 
@@ -99,7 +99,7 @@ class Takeover:
         if reason is not None:
             self._give_up(now_ms, visit, reason)
             return
-        peer.is_visiting, peer.owner = True, str(row.get("owner"))
+        peer.is_visiting, peer.owner = True, owner_of(row)
         peer.session.entered_ms = peer.heard_ms = now_ms
         self._check(now_ms, visit, peer)
         if not peer.swapping:  # refused, or not worth an answer
