@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import ipaddress
 import itertools
-import re
 from collections.abc import Collection, Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -174,7 +173,7 @@ def transports(config: Config) -> set[str]:
 
 
 def _client(top: Table) -> Config:
-    node, secret = _name(top, "node"), _identity(top)
+    node, secret = top.node_name("node"), _identity(top)
     table = top.table("interface", ("name", "mtu", "address"))
     if "address" in table:
         raise table.error("address", "a client gets its addresses from the gateway", "name, mtu")
@@ -196,7 +195,7 @@ def _client(top: Table) -> Config:
 
 
 def _gateway(top: Table) -> Config:
-    node, secret = _name(top, "node"), _identity(top)
+    node, secret = top.node_name("node"), _identity(top)
     table = top.table("interface", ("name", "mtu", "address"), required=True)
     own = [_own_address(table, text) for text in table.texts("address", _ADDRESS_TEXT)]
     addresses = tuple(each.with_prefixlen for each in own)
@@ -224,7 +223,7 @@ def _gateway(top: Table) -> Config:
 def _listed_client(
     table: Table, own: Collection[ipaddress.IPv4Interface | ipaddress.IPv6Interface], secret: bytes
 ) -> Client:
-    name, public = _name(table, "name"), peer_key(table, secret)
+    name, public = table.node_name("name"), peer_key(table, secret)
     within = ", ".join(str(each.network) for each in own)
     allowed = f"addresses in {within}, without prefix length"
     texts = table.texts("address", allowed)
@@ -315,14 +314,6 @@ def _mtu(table: Table, inside: Iterable[str]) -> int:
 
 
 # --- single values ---
-
-
-def _name(table: Table, key: str) -> str:
-    allowed = "1 to 64 letters, digits, '.', '_' or '-'"
-    text = table.text(key, allowed)
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", text):
-        raise table.error(key, f"{shown(text)} is not a name", allowed)
-    return text
 
 
 def is_host(address: _Address, network: _Network) -> bool:

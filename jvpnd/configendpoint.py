@@ -8,12 +8,13 @@ from collections.abc import Collection, Hashable, Iterable
 from typing import TypeVar
 
 from jvpnd.configfile import Table
+from jvpnd.core.nodes import NO_NODE, node_tag
 from jvpnd.core.policy import shown
 from jvpnd.core.wire import TRANSPORTS
 from jvpnd.transport.endpoint import Endpoint, Listen, missing
 from jvpnd.transport.proxy import Proxy, from_environment, parse_proxy
 
-ENDPOINT_KEYS = ("transport", "address", "port", "server_name", "alpn")
+ENDPOINT_KEYS = ("transport", "address", "port", "server_name", "alpn", "node")
 LISTEN_KEYS = (
     *("transport", "address", "port", "alpn"),
     *("certificate_file", "certificate_key_file", "advertise"),
@@ -40,7 +41,9 @@ def endpoint_of(table: Table) -> Endpoint:
         name = table.text("server_name", "a host name")
         if not _HOST_NAME.fullmatch(name):
             raise table.error("server_name", f"{shown(name)} is not a name", "a host name")
-    return Endpoint(transport, address, _port(table, transport), name, _alpn(table, transport))
+    port, alpn = _port(table, transport), _alpn(table, transport)
+    node = node_tag(table.node_name("node")) if "node" in table else NO_NODE
+    return Endpoint(transport, address, port, name, alpn, node)
 
 
 def listen_of(table: Table) -> Listen:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Collection
 from pathlib import Path
@@ -66,6 +67,14 @@ class Table:
 
     def text(self, key: str, allowed: str, default: str | None = None) -> str:
         return self._take(key, str, allowed, default)
+
+    def node_name(self, key: str) -> str:
+        """The name of a node or a client."""
+        allowed = "1 to 64 letters, digits, '.', '_' or '-'"
+        text = self.text(key, allowed)
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", text):
+            raise self.error(key, f"{shown(text)} is not a name", allowed)
+        return text
 
     def flag(self, key: str, default: bool) -> bool:
         return self._take(key, bool, "true or false", default)

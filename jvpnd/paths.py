@@ -13,7 +13,7 @@ import errno
 import logging
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from jvpnd.config import GatewayPeer
@@ -206,8 +206,7 @@ class ClientPaths:
         )
         name = endpoint.server_name or endpoint.address
         return [
-            Endpoint(endpoint.transport, str(row[4][0]), endpoint.port, name, endpoint.alpn)
-            for row in rows
+            replace(endpoint, address=str(row[4][0]), server_name=name) for row in rows
         ]
 
     def _all_endpoints(self) -> list[Endpoint]:
@@ -221,7 +220,7 @@ class ClientPaths:
                 if ip_of(host) is None and told.transport != "tls":
                     continue  # a name that only the proxy knows
                 key = told.transport, host, told.port
-                found.setdefault(key, Endpoint(*key, server_name=name))
+                found.setdefault(key, Endpoint(*key, server_name=name, node=told.node))
         return list(found.values())[:MAX_ENDPOINTS]
 
     # --- opening and closing ---
@@ -262,7 +261,8 @@ class ClientPaths:
                     continue
                 remote = host_port(endpoint.address, endpoint.port)
                 path_id = f"{uplink.name}/{endpoint.transport}/{remote}"
-                info = PathInfo(path_id, endpoint.transport, uplink.name, source, remote)
+                where = endpoint.transport, uplink.name, source, remote, endpoint.node
+                info = PathInfo(path_id, *where)
                 found[path_id] = _Wanted(info, source, endpoint)
         return found
 

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """`address` is an IP address or, on a client, perhaps a host name. `server_name` and `alpn` are
-    what TLS and QUIC show on the wire."""
+    what TLS and QUIC show on the wire. `node`: the tag of the node of a cluster that is there."""
 
     transport: str
     address: str
     port: int
     server_name: str | None = None
     alpn: tuple[str, ...] = ()
+    node: int = 0
 
 
 @dataclass(frozen=True, slots=True)
