@@ -164,9 +164,12 @@ class Gateway:
         self._ownership.row_gone(now_ms, session_id)
 
     def store_seen(self, now_ms: float) -> None:
-        """The shared table was reached at this time. Sessions go on for the policy's
-        store_loss_ttl_ms after the last time."""
-        self._state.store_seen_ms = max(now_ms, self._state.store_seen_ms or now_ms)
+        """The shared table was reached. Sessions go on for the policy's store_loss_ttl_ms after the
+        last time; those that did not are not brought back by it."""
+        if self._ownership.is_cut_off(now_ms):
+            for peer in list(self._state.sessions.values()):
+                self._ownership.cut_off(now_ms, peer)
+        self._state.store_seen_ms = now_ms
 
     def nodes_seen(self, endpoints: Iterable[Endpoint]) -> None:
         """Where the other nodes of the cluster can be reached: new clients are told."""

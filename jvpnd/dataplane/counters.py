@@ -3,7 +3,8 @@
 One memfd with a part for each lane: a row for each of its two workers (drops by cause, and turns of
 its loop), then sixteen words a slot. A worker maps the part of its lane only. Each word is an
 aligned u64 with exactly one writer, so a reader never sees half a number. Nothing is ever reset (a
-restarted worker goes on counting): who wants a session's share takes differences.
+restarted worker goes on counting): who wants a session's share takes differences. One word is
+control's to write: until when the lane may send.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ PEER_TOLD_MS: Final = 14
 PEER_LIMIT: Final = 15  # how long datagrams may be, as the peer last told; 0 if it did not
 
 TURNS: Final = _ROW_WORDS - 1  # of a worker's row: how often its loop went round (pulse.py)
+SEND_UNTIL: Final = _ROW_WORDS - 2  # of the uplink's row: see Counters.allow_until
 
 
 class Drop(IntEnum):
@@ -124,6 +126,11 @@ class Counters:
         """The row of one worker, indexed by Drop, and by TURNS."""
         at = _ROW_WORDS * ROLES.index(role)
         return self.words[at : at + _ROW_WORDS]
+
+    def allow_until(self, at_ms: int) -> None:
+        """From this time on, in ms of CLOCK_BOOTTIME, the uplink worker has no key any more; 0: no
+        bound. It holds while control is stopped, too."""
+        self.words[SEND_UNTIL] = at_ms
 
     def turns(self, role: str) -> int:
         """How often that worker's loop went round, also before it was restarted."""

@@ -276,6 +276,11 @@ class DataPlane:
             found[self._name((role, lane))] = self._counters[lane].turns(role)
         return found
 
+    def allow_until(self, at_ms: float) -> None:
+        """Send nothing from this time on (CLOCK_BOOTTIME, ms) unless a later one is told."""
+        for counters in self._counters:
+            counters.allow_until(int(at_ms))
+
     def slot_counters(self, slot: int) -> SlotCounters:
         """What went through the slot since the start, whatever session had it."""
         return total_of(self._counters, slot)

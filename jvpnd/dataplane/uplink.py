@@ -24,7 +24,15 @@ from jvpnd.core.wire import (
     datagrams_a_send,
 )
 from jvpnd.dataplane import vnet
-from jvpnd.dataplane.counters import PEER_TOLD_MS, TURNS, Counters, Drop, slot_base
+from jvpnd.dataplane.counters import (
+    PEER_TOLD_MS,
+    SEND_UNTIL,
+    TURNS,
+    Counters,
+    Drop,
+    clock_ms,
+    slot_base,
+)
 from jvpnd.dataplane.messages import Remote, Report, address_of
 from jvpnd.dataplane.networks import PrefixTable
 from jvpnd.dataplane.outlet import Binding, Outlet
@@ -206,6 +214,9 @@ class Uplink:
 
     def drain(self, most: int = MAX_READS) -> None:
         """Carry what the TUN has, at most so many frames, and leave nothing sealed unsent."""
+        until_ms = self._drops[SEND_UNTIL]
+        if until_ms and clock_ms() >= until_ms:
+            self._bindings.clear()  # another gateway may serve these sessions by now
         tun_fd, head, plain = self._tun_fd, self._head, self._plain
         carry, readv, vnet_len = self._carry, os.readv, len(head)
         at = 0
