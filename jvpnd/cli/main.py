@@ -23,6 +23,7 @@ import click
 from jvpnd import __version__
 from jvpnd.cli import render, top
 from jvpnd.cli.clients import client
+from jvpnd.cli.cluster import cluster, drain
 from jvpnd.cli.dns import dns
 from jvpnd.cli.doctor import doctor
 from jvpnd.cli.init import init
@@ -273,6 +274,8 @@ def switch(options: Options, path: str | None, best: bool) -> None:
 
 
 main.add_command(reload)
+main.add_command(drain)
+main.add_command(cluster)
 
 
 @main.command()
