@@ -104,6 +104,8 @@ def test_births_ends_refusals_and_security_are_counted_by_reason(
     log.append("TRANSPORT_SWITCH_DENIED", reason="RATE_LIMITED")
     log.append("REATTACH_RESULT", reason="FRESHNESS_INVALID")
     log.append("SECURITY_EVENT", reason="SEC_REPLAY_ATTEMPT")
+    log.append("OWNERSHIP", reason="OWNER_MOVED", details={"what": "lost", "owner": "gw2"})
+    log.append("OWNERSHIP", reason="SEC_OWNERSHIP_ANOMALY", details={"store": "unavailable"})
     assert value(metrics, "jvpn_handshakes_total", reason="HANDSHAKE_OK") == 1
     assert value(metrics, "jvpn_handshakes_total", reason="HANDSHAKE_FAIL") == 1
     assert value(metrics, "jvpn_sessions_ended_total", reason="TTL_SESSION_EXPIRED") == 1
@@ -112,6 +114,8 @@ def test_births_ends_refusals_and_security_are_counted_by_reason(
     assert value(metrics, "jvpn_reattach_results_total", reason="FRESHNESS_INVALID") == 1
     assert value(metrics, "jvpn_security_events_total", reason="SEC_REPLAY_ATTEMPT") == 1
     assert value(metrics, "jvpn_events_total", type="STATE_CHANGE") == 2
+    assert value(metrics, "jvpn_ownership_total", change="lost") == 1
+    assert value(metrics, "jvpn_ownership_total", change="anomaly") == 1
 
 
 def test_what_the_shell_knows_is_looked_up(metrics: Metrics) -> None:
@@ -140,6 +144,7 @@ def test_what_the_shell_knows_is_looked_up(metrics: Metrics) -> None:
 def test_what_alerts_watch_is_there_before_the_first_event(metrics: Metrics) -> None:
     assert value(metrics, "jvpn_switch_denials_total", reason="RATE_LIMITED") == 0
     assert value(metrics, "jvpn_security_events_total", reason="SEC_REPLAY_ATTEMPT") == 0
+    assert value(metrics, "jvpn_ownership_total", change="let go") == 0
 
 
 def test_a_session_that_ends_in_recovery_leaves_nothing_behind(

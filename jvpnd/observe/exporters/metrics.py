@@ -23,6 +23,8 @@ from jvpnd.core.states import State
 from jvpnd.observe.log import Event
 from jvpnd.observe.measures import Measures, PathMeasure, StoreMeasure
 
+OWNERSHIP_CHANGES: Final = ("taken over", "lost", "let go")
+ANOMALY: Final = "anomaly"  # the table does not agree with us, or cannot be reached
 # From what a planned switch costs to what max_recovery_window_ms allows by default, and beyond.
 LATENCY_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 8.0, 15.0, 60.0)
 _Ask = Callable[[], Measures]
@@ -54,6 +56,9 @@ class Metrics:
         )
         self._ends = counter("jvpn_sessions_ended", "Sessions that ended", "reason")
         self._security = counter("jvpn_security_events", "Security events", "reason")
+        self._ownership = counter(
+            "jvpn_ownership", "Sessions that came from other nodes, or went; doubts", "change"
+        )
         self._recovery = Histogram(
             "jvpn_recovery_seconds",
             "Time in RECOVERING of switches that succeeded",
@@ -72,6 +77,8 @@ class Metrics:
             self._denials.labels(reason)
         for reason in (each for each in Reason if each.startswith("SEC_")):
             self._security.labels(reason)
+        for change in (*OWNERSHIP_CHANGES, ANOMALY):
+            self._ownership.labels(change)
         self._causes: dict[str, str] = {}  # of sessions in RECOVERING, by SessionID
         registry.register(_Looked(ask))
 
@@ -93,6 +100,9 @@ class Metrics:
             self._reattaches.labels(reason).inc()
         elif kind == "SECURITY_EVENT":
             self._security.labels(reason).inc()
+        elif kind == "OWNERSHIP":
+            what = event["details"].get("what")
+            self._ownership.labels(what if what in OWNERSHIP_CHANGES else ANOMALY).inc()
 
     def _take_change(self, event: Event, reason: str) -> None:
         origin, to, session = event["from"], event["to"], event["session_id"] or ""
