@@ -31,7 +31,7 @@ from jvpnd.core.effects import (
 )
 from jvpnd.core.gateway import Gateway
 from jvpnd.core.listing import ListChange
-from jvpnd.core.peer import ClientEntry
+from jvpnd.core.peer import ClientEntry, Stored
 from jvpnd.core.sessionrow import Row
 from jvpnd.core.states import State
 from jvpnd.core.wire import PacketType
@@ -300,12 +300,14 @@ class GatewayShell:
 
     def _swap(self, effect: Swap) -> None:
         key = effect.session_id.hex()
-        outcome = self.store_meter.timed(
-            lambda: self._table.swap(key, effect.expected, effect.record)
-        )
-        if effect.record["state"] == State.TERMINATED:
-            self._table.expire([key])
-        self.core.store_result(now_ms(), effect.token, outcome)
+
+        def stored(outcome: Stored) -> None:
+            if effect.record["state"] == State.TERMINATED:
+                self._table.expire([key])
+            self.core.store_result(now_ms(), effect.token, outcome)
+            self.driver.pump()  # the answer may come after the turn of the effect
+
+        self._table.swap(key, effect.expected, effect.record, self.store_meter.timed(stored))
 
     def _sample(self, now: float) -> None:
         if self._held_until_ms is not None:

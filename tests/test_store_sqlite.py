@@ -28,6 +28,20 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "sessions.db"
 
 
+def swap(table: SqliteTable, session_id: str, expected: int, new: dict[str, object]) -> Stored:
+    told: list[Stored] = []
+    table.swap(session_id, expected, new, told.append)
+    (outcome,) = told
+    return outcome
+
+
+def load(table: SqliteTable, session_id: str) -> tuple[object, Stored]:
+    told: list[tuple[object, Stored]] = []
+    table.load(session_id, lambda found, outcome: told.append((found, outcome)))
+    (answer,) = told
+    return answer
+
+
 def held(path: Path, owner: str = "me") -> list[object]:
     table = SqliteTable(path, owner)
     rows = sorted((r["session_id"], r["state_version"]) for r in table.rows())
@@ -37,11 +51,11 @@ def held(path: Path, owner: str = "me") -> list[object]:
 
 def test_a_write_that_expects_another_version_is_a_conflict(path: Path) -> None:
     table = SqliteTable(path, "me")
-    assert table.swap(A, 1, row(A, 2)) is Stored.CONFLICT
-    assert table.swap(A, 0, row(A, 1)) is Stored.OK
-    assert table.swap(A, 0, row(A, 1)) is Stored.CONFLICT
-    assert table.swap(A, 1, row(A, 2)) is Stored.OK
-    assert table.swap(A, 1, row(A, 3)) is Stored.CONFLICT
+    assert swap(table, A, 1, row(A, 2)) is Stored.CONFLICT
+    assert swap(table, A, 0, row(A, 1)) is Stored.OK
+    assert swap(table, A, 0, row(A, 1)) is Stored.CONFLICT
+    assert swap(table, A, 1, row(A, 2)) is Stored.OK
+    assert swap(table, A, 1, row(A, 3)) is Stored.CONFLICT
     assert [r["state_version"] for r in table.rows()] == [2]
     table.close()
 
@@ -60,7 +74,7 @@ def test_it_is_a_map_with_compare_and_swap(writes: list[tuple[str, int, int]]) -
     try:
         for session_id, expected, version in writes:
             fits = model.get(session_id, 0) == expected
-            outcome = table.swap(session_id, expected, row(session_id, version))
+            outcome = swap(table, session_id, expected, row(session_id, version))
             assert outcome is (Stored.OK if fits else Stored.CONFLICT)
             if fits:
                 model[session_id] = version
@@ -71,18 +85,26 @@ def test_it_is_a_map_with_compare_and_swap(writes: list[tuple[str, int, int]]) -
             Path(f"{file}{end}").unlink(missing_ok=True)
 
 
+def test_a_row_is_loaded_by_its_session(path: Path) -> None:
+    table = SqliteTable(path, "me")
+    swap(table, A, 0, row(A, 3))
+    assert load(table, A) == (row(A, 3), Stored.OK)
+    assert load(table, B) == (None, Stored.OK)
+    table.close()
+
+
 def test_what_was_written_is_there_after_kill_9(path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from jvpnd.store.sqlite import SqliteTable\n"
         f"table = SqliteTable(Path({str(path)!r}), 'me')\n"
-        f"table.swap({A!r}, 0, {{'session_id': {A!r}, 'state_version': 7}})\n"
-        "print('written', flush=True); sys.stdin.read()\n"
+        f"table.swap({A!r}, 0, {{'session_id': {A!r}, 'state_version': 7}}, print)\n"
+        "sys.stdout.flush(); sys.stdin.read()\n"
     )
     with subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == b"written\n"
+        assert process.stdout.readline() == b"Stored.OK\n"
         process.send_signal(signal.SIGKILL)
     assert held(path) == [(A, 7)]
 
@@ -90,7 +112,7 @@ def test_what_was_written_is_there_after_kill_9(path: Path) -> None:
 def test_what_ended_is_forgotten(path: Path) -> None:
     table = SqliteTable(path, "me")
     for session_id in (A, B):
-        table.swap(session_id, 0, row(session_id))
+        swap(table, session_id, 0, row(session_id))
     table.expire([A, "unknown"])
     table.close()
     assert held(path) == [(B, 1)]
@@ -166,7 +188,7 @@ def test_a_file_that_is_not_ours_is_set_aside_and_said_so(
 ) -> None:
     table = SqliteTable(path, "me")
     for number in range(200):
-        table.swap(f"{number:032x}", 0, row(f"{number:032x}", text="x" * 200))
+        swap(table, f"{number:032x}", 0, row(f"{number:032x}", text="x" * 200))
     table.close()
     spoil(path)  # type: ignore[operator]
     assert held(path) == []
@@ -181,7 +203,7 @@ def test_the_table_of_another_daemon_is_set_aside(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     table = SqliteTable(path, "gateway aaaa")
-    table.swap(A, 0, row())
+    swap(table, A, 0, row())
     table.close()
     assert held(path, "gateway bbbb") == []
     assert "another key or role" in caplog.text
@@ -192,9 +214,9 @@ def test_a_lost_file_is_noticed_by_the_next_write(
     path: Path, lose: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     table = SqliteTable(path, "me")
-    table.swap(A, 0, row())
+    swap(table, A, 0, row())
     lose(path)  # type: ignore[operator]
-    assert [table.swap(A, 1, row(A, 2)) for _ in range(3)] == [Stored.UNAVAILABLE] * 3
+    assert [swap(table, A, 1, row(A, 2)) for _ in range(3)] == [Stored.UNAVAILABLE] * 3
     assert "No such file" in table.problem
     assert caplog.text.count("cannot be used") == 1
     table.close()
@@ -204,7 +226,7 @@ def test_a_file_in_the_place_of_ours_is_not_written(path: Path) -> None:
     table = SqliteTable(path, "me")
     path.unlink()
     path.write_bytes(b"")
-    assert table.swap(A, 0, row()) is Stored.UNAVAILABLE
+    assert swap(table, A, 0, row()) is Stored.UNAVAILABLE
     table.keep(row())
     assert "replaced" in table.problem
     assert path.read_bytes() == b""
@@ -214,7 +236,7 @@ def test_a_file_in_the_place_of_ours_is_not_written(path: Path) -> None:
 def test_a_damaged_row_is_left_out(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     table = SqliteTable(path, "me")
     for session_id in (A, B):
-        table.swap(session_id, 0, row(session_id))
+        swap(table, session_id, 0, row(session_id))
     table.close()
     rewritten(path, f"UPDATE sessions SET row = '{{' WHERE session_id = '{A}'")
     assert held(path) == [(B, 1)]
@@ -231,7 +253,7 @@ def test_several_writes_are_one(path: Path) -> None:
 
     def half_done() -> None:
         with table.together():
-            table.swap(A, 0, row())
+            swap(table, A, 0, row())
             raise RuntimeError
 
     with pytest.raises(RuntimeError):

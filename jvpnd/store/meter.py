@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 from jvpnd.core.peer import Stored
+from jvpnd.store.table import Written
 
 BOUNDS_S: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0)
 
@@ -22,12 +23,15 @@ class StoreMeter:
         self.sum_s = 0.0
         self.outcomes = Counter({outcome.value: 0 for outcome in Stored})
 
-    def timed(self, write: Callable[[], Stored]) -> Stored:
-        """Do a write and count it; what it raises is the caller's."""
+    def timed(self, done: Written) -> Written:
+        """`done` for a write that begins now; the answer is counted before it is passed on."""
         begin_s = self._clock_s()
-        outcome = write()
-        took_s = self._clock_s() - begin_s
-        self.counts[bisect_left(BOUNDS_S, took_s)] += 1
-        self.sum_s += took_s
-        self.outcomes[outcome.value] += 1
-        return outcome
+
+        def answered(outcome: Stored) -> None:
+            took_s = self._clock_s() - begin_s
+            self.counts[bisect_left(BOUNDS_S, took_s)] += 1
+            self.sum_s += took_s
+            self.outcomes[outcome.value] += 1
+            done(outcome)
+
+        return answered

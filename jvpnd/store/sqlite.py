@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from jvpnd.core.peer import Stored
 from jvpnd.core.sessionrow import Row
+from jvpnd.store.table import Loaded, Written
 
 _log = logging.getLogger("jvpnd")
 
@@ -71,17 +72,20 @@ class SqliteTable:
         """Why it cannot be written at present, "" if all is well."""
         return self._failed
 
-    def swap(self, session_id: str, expected: int, row: Row) -> Stored:
+    def swap(self, session_id: str, expected: int, row: Row, done: Written) -> None:
         """Write if the stored state_version is `expected` (0: there must be no row)."""
+        done(self._swap(session_id, expected, row))
+
+    def _swap(self, session_id: str, expected: int, row: Row) -> Stored:
         version, text = row["state_version"], json.dumps(row)
         try:
             self._require_file()
             if expected == 0:
-                done = self._database.execute(
+                result = self._database.execute(
                     "INSERT OR IGNORE INTO sessions VALUES (?, ?, ?)", (session_id, version, text)
                 )
             else:
-                done = self._database.execute(
+                result = self._database.execute(
                     "UPDATE sessions SET state_version = ?, row = ?"
                     " WHERE session_id = ? AND state_version = ?",
                     (version, text, session_id, expected),
@@ -90,7 +94,19 @@ class SqliteTable:
             self._fail(error)
             return Stored.UNAVAILABLE
         self._failed = ""
-        return Stored.OK if done.rowcount == 1 else Stored.CONFLICT
+        return Stored.OK if result.rowcount == 1 else Stored.CONFLICT
+
+    def load(self, session_id: str, done: Loaded) -> None:
+        """The row of a session; None with OK if there is none that makes sense."""
+        try:
+            found = self._database.execute(
+                "SELECT row FROM sessions WHERE session_id = ?", (session_id,)
+            ).fetchone()
+        except sqlite3.Error as error:
+            self._fail(error)
+            done(None, Stored.UNAVAILABLE)
+        else:
+            done(_parsed(found[0]) if found else None, Stored.OK)
 
     def keep(self, row: Row) -> None:
         """This row in place of all others: a client has one session."""
