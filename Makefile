@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # python-pytun is compiled: hence gcc and the headers. The rest is for namespaces and traffic.
 PACKAGES := python3 python3-venv python3-dev gcc libc6-dev iproute2 iputils-ping nftables conntrack ethtool procps \
-  iperf3 libfaketime tinyproxy-bin
+  iperf3 libfaketime tinyproxy-bin etcd-server
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 STORIES := 0:800
 SECONDS := 600

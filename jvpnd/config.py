@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from jvpnd.configcluster import ClusterSettings, cluster_of
 from jvpnd.configdns import DnsSettings, dns_of
 from jvpnd.configendpoint import (
     ENDPOINT_KEYS,
@@ -67,7 +68,7 @@ _COMMON_KEYS = (
 )
 _ROLE_KEYS = {
     "client": ("gateway", "uplinks", "routes", "dns"),
-    "gateway": ("listen", "client", "forwarding"),
+    "gateway": ("listen", "client", "forwarding", "cluster"),
 }
 _ALL_KEYS = (*_COMMON_KEYS, *_ROLE_KEYS["client"], *_ROLE_KEYS["gateway"])
 _PSK_KEYS = ("preshared_key", "preshared_key_file")
@@ -128,6 +129,7 @@ class Config:
     listen: tuple[Listen, ...] = ()
     clients: tuple[Client, ...] = ()
     forwarding: Forwarding = field(default_factory=Forwarding)
+    cluster: ClusterSettings | None = None
     disabled: frozenset[str] = frozenset()
     lanes: int = 1
     limits: LimitSettings = field(default_factory=LimitSettings)
@@ -217,6 +219,7 @@ def _gateway(top: Table) -> Config:
         listen=listen,
         clients=clients,
         forwarding=forwarding,
+        cluster=cluster_of(top, interface.name),
     )
 
 

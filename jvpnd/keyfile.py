@@ -16,6 +16,7 @@ from jvpnd.core.noise import public_key
 _KEY_TEXT = "base64 of 32 bytes"
 _KEY_FILE_TEXT = f"a file with {_KEY_TEXT}, as jvpnctl keygen prints"
 _MAX_KEY_FILE_BYTES = 1024
+MAX_KEYS = 8  # in a list, while one takes the place of another
 
 
 def parse_key(text: str) -> bytes:
@@ -85,21 +86,53 @@ def key_file(table: Table, key: str, default: str | None = None) -> bytes:
 
     Raises ConfigError, also where others than the owner may read or write it.
     """
-    file = table.file.parent / table.text(key, _KEY_FILE_TEXT, default)
-    try:
-        mode, text = _read_small(file)
-    except OSError as error:
-        problem = f"{file}: {error.strerror}"
-        raise table.error(key, problem, _KEY_FILE_TEXT) from None
-    except ValueError as error:
-        raise table.error(key, f"{file}: {error}", _KEY_FILE_TEXT) from None
-    if mode & 0o077:
-        problem = f"{file} is open to others (mode {mode & 0o777:04o})"
-        raise table.error(key, problem, f"chmod 600 {file}")
+    file, text = _secret_file(table, key, _KEY_FILE_TEXT, default)
     try:
         return parse_key(text)
     except ValueError as error:
         raise table.error(key, f"{file} {error}", _KEY_FILE_TEXT) from None
+
+
+def key_list_file(table: Table, key: str) -> tuple[bytes, ...]:
+    """Keys in a file of their own, one a line. Raises ConfigError, as `key_file`."""
+    allowed = f"a file with 1 to {MAX_KEYS} different keys, one a line, as jvpnctl keygen prints"
+    file, text = _secret_file(table, key, allowed)
+    lines = text.split()
+    keys = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            keys.append(parse_key(line))
+        except ValueError as error:
+            raise table.error(key, f"line {number} of {file} {error}", allowed) from None
+    if not 1 <= len(keys) <= MAX_KEYS or len(set(keys)) < len(keys):
+        raise table.error(key, f"{file} has {len(keys)}, or one of them twice", allowed)
+    return tuple(keys)
+
+
+def secret_text_file(table: Table, key: str) -> str:
+    """A password in a file of its own. Raises ConfigError, as `key_file`."""
+    allowed = "a file with one line of printable ASCII"
+    file, text = _secret_file(table, key, allowed)
+    if not text or not text.isascii() or not text.isprintable():
+        raise table.error(key, f"{file} holds no such line", allowed)
+    return text
+
+
+def _secret_file(
+    table: Table, key: str, allowed: str, default: str | None = None
+) -> tuple[Path, str]:
+    """The file that `key` names, with its text."""
+    file = table.file.parent / table.text(key, allowed, default)
+    try:
+        mode, text = _read_small(file)
+    except OSError as error:
+        raise table.error(key, f"{file}: {error.strerror}", allowed) from None
+    except ValueError as error:
+        raise table.error(key, f"{file}: {error}", allowed) from None
+    if mode & 0o077:
+        problem = f"{file} is open to others (mode {mode & 0o777:04o})"
+        raise table.error(key, problem, f"chmod 600 {file}")
+    return file, text
 
 
 def _read_small(file: Path) -> tuple[int, str]:

@@ -33,7 +33,10 @@ _NEEDED: Final = (
     *("click", "cryptography.hazmat.primitives.asymmetric.mlkem"),
     *("nacl", "pyroute2", "pytun"),
 )
-_EXTRAS: Final = {"quic": "aioquic", "metrics": "prometheus_client", "top": "rich", "qr": "segno"}
+_EXTRAS: Final = {
+    **{"quic": "aioquic", "cluster": "etcd3gw", "metrics": "prometheus_client"},
+    **{"top": "rich", "qr": "segno"},
+}
 _INET: Final = {socket.AF_INET: 4, socket.AF_INET6: 6}
 _UNICAST: Final = 1  # RTN_UNICAST
 
