@@ -48,6 +48,7 @@ from jvpnd.observe.log import EventLog
 from jvpnd.rates import RateMeter
 from jvpnd.shell import CoreDriver
 from jvpnd.store.meter import StoreMeter
+from jvpnd.store.observer import NodeInfo
 from jvpnd.store.table import SessionTable
 from jvpnd.transport.backlog import SAMPLE_MS, Backlog
 from jvpnd.transport.endpoint import Listen
@@ -87,7 +88,7 @@ class GatewayShell:
             config.policy,
             SystemEntropy(),
             has_aes(config.disabled),
-            [Endpoint(each.transport, _told(each), each.port) for each in config.listen],
+            [Endpoint(*each) for each in told_endpoints(config)],
             config.limits.core,
         )
         self.driver = CoreDriver(
@@ -226,6 +227,17 @@ class GatewayShell:
         self.core.keys_lost(now_ms())
         self.driver.pump()
 
+    # --- the table's observer, where nodes share one ---
+
+    def row_changed(self, session_id: str, owner: str | None) -> None:
+        """A session is another node's, or gone: nothing follows from it yet."""
+
+    def nodes_changed(self, nodes: dict[str, NodeInfo]) -> None:
+        """Other nodes have come or gone: nothing follows from it yet."""
+
+    def store_seen(self, at_ms: float) -> None:
+        """The table can be reached: nothing follows from it yet."""
+
     # --- effects ---
 
     def _send(self, effect: Send) -> None:
@@ -323,6 +335,11 @@ class GatewayShell:
             self.rates.sample(now, totals["tx_bytes"], totals["rx_bytes"])
             if self._backlog.sample(now, totals["tx_bytes"]):
                 self.listeners.limit_unsent(self._backlog.limit)
+
+
+def told_endpoints(config: Config) -> list[tuple[str, str, int]]:
+    """(transport, address, port) where clients are told to reach this gateway."""
+    return [(each.transport, _told(each), each.port) for each in config.listen]
 
 
 def _told(listen: Listen) -> str:

@@ -34,6 +34,7 @@ from jvpnd.watchdog import Watchdog
 if TYPE_CHECKING:
     from jvpnd.core.listing import ListChange
     from jvpnd.shell import Core, CoreDriver
+    from jvpnd.store.etcd import EtcdTable
 
 _TUN = "tun"  # its name at the service manager
 _log = logging.getLogger("jvpnd")
@@ -96,16 +97,22 @@ async def _serve(
             set_persistent(tun, True)
             stack.callback(set_persistent, tun, False)
             stack.push_async_callback(network.remove)
-        with _usable(runtime):
-            table = SqliteTable(runtime / "sessions.db", _owner(config))
-        stack.callback(table.close)
+        cluster = _cluster_table(config)
+        table: SqliteTable | None = None
+        if cluster is None:
+            with _usable(runtime):
+                table = SqliteTable(runtime / "sessions.db", _owner(config))
+            stack.callback(table.close)
         plane = DataPlane(launched, queues, tun.offloads, config.interface.mtu, paused=True)
         stack.push_async_callback(plane.close)
         make = _client if config.role == "client" else _gateway
         shell, interface = make(
-            Parts(config, tun, plane, network, events, table, telemetry, runtime)
+            Parts(config, tun, plane, network, events, table, cluster, telemetry, runtime)
         )
         stack.push_async_callback(shell.stop)
+        if cluster is not None:
+            stack.push_async_callback(cluster.close)
+            await cluster.open()
         await shell.start()
         handlers, measure = interface()
         server.handlers = {**handlers, "reload": _reloading(config_file, config, shell)}
@@ -132,7 +139,8 @@ class Parts:
     plane: DataPlane
     network: HostNetwork
     events: EventLog
-    table: SqliteTable
+    table: SqliteTable | None  # one of the two
+    cluster: EtcdTable | None
     telemetry: Telemetry
     runtime: Path
 
@@ -159,6 +167,7 @@ Interface: TypeAlias = Callable[[], tuple[dict[str, Handler], Callable[[], Measu
 def _client(its: Parts) -> tuple[Shell, Interface]:
     from jvpnd.client import ClientShell
 
+    assert its.table is not None
     shell = ClientShell(
         its.config, its.tun, its.plane, its.network, its.events, its.table, its.runtime
     )
@@ -175,9 +184,13 @@ def _client(its: Parts) -> tuple[Shell, Interface]:
 def _gateway(its: Parts) -> tuple[Shell, Interface]:
     from jvpnd.gateway import GatewayShell
 
+    table = its.cluster or its.table
+    assert table is not None
     shell = GatewayShell(
-        its.config, its.tun, its.plane, its.network, its.events, its.table, its.runtime
+        its.config, its.tun, its.plane, its.network, its.events, table, its.runtime
     )
+    if its.cluster is not None:
+        its.cluster.observer = shell
 
     def interface() -> tuple[dict[str, Handler], Callable[[], Measures]]:
         from jvpnd import commands, measures
@@ -210,6 +223,17 @@ def _open_tun(config: Config, is_left: bool) -> tuple[Tun, list[int], bool]:
     tun = open_tun(name, multi_queue=lanes > 1, disabled=disabled, ours=is_left)
     queues = [tun.fd, *(add_queue(tun) for _ in range(1, lanes))]
     return tun, queues, keeps_descriptors() and keep(_TUN, queues)
+
+
+def _cluster_table(config: Config) -> EtcdTable | None:
+    """The table that this gateway shares with others."""
+    if config.cluster is None or config.cluster.etcd is None:
+        return None
+    from jvpnd.gateway import told_endpoints
+    from jvpnd.store.etcd import EtcdTable  # an extra
+
+    ttl_ms = config.policy.session_ttl_ms
+    return EtcdTable(config.cluster, config.node, told_endpoints(config), ttl_ms)
 
 
 def _owner(config: Config) -> str:

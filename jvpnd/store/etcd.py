@@ -1,0 +1,182 @@
+"""The session table of a cluster: etcd, in which every node finds every session.
+
+All that waits for the network is done in threads of its own; what they find out is told in the
+event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Final
+
+from jvpnd.configcluster import ClusterSettings
+from jvpnd.core.sessionrow import Row
+from jvpnd.host import wall_ms
+from jvpnd.store.contact import Contact
+from jvpnd.store.etcdclient import Connection, Login
+from jvpnd.store.etcdrows import EtcdRows
+from jvpnd.store.jobs import ExpireJob, Job, LoadJob, SwapJob
+from jvpnd.store.lanes import LANES, WITHIN_S, Lane
+from jvpnd.store.leases import Bucket
+from jvpnd.store.mirror import Mirror
+from jvpnd.store.nodes import EtcdNodes, Registration
+from jvpnd.store.observer import READY, NodeInfo, StoreObserver
+from jvpnd.store.sealing import Sealer
+from jvpnd.store.shared import Shared
+from jvpnd.store.table import Loaded, Written
+from jvpnd.store.watching import Watch
+
+
+OPEN_S: Final = 5.0  # then the node starts without having heard from etcd
+
+
+class EtcdTable:
+    """Rows by SessionID (hex), for all nodes."""
+
+    def __init__(
+        self,
+        settings: ClusterSettings,
+        node: str,
+        endpoints: Sequence[tuple[str, str, int]],
+        session_ttl_ms: int,
+    ) -> None:
+        """`endpoints`: (transport, address, port) where clients reach this node. `session_ttl_ms`:
+        a row that is written no more goes some time after it."""
+        assert settings.etcd is not None
+        self.observer: StoreObserver | None = None
+        self._node = node
+        self._state = READY
+        self._own: list[Row] = []
+        self._is_read = asyncio.Event()
+        sealer, login, access = Sealer(settings.keys), Login(), settings.etcd
+        where = f"etcd ({', '.join(f'{s}://{host}:{port}' for s, host, port in access.endpoints)})"
+        self._contact = Contact(where, self._seen)
+        self._mirror = Mirror()
+        nodes, rows = EtcdNodes(settings.prefix, sealer), EtcdRows(settings.prefix, sealer)
+        shared = Shared(node, rows, self._mirror, self._contact, self._moved)
+        bucket = Bucket(session_ttl_ms / 1000)
+        self._lanes = [Lane(n, shared, bucket, Connection(access, login)) for n in range(LANES)]
+        self._watch = Watch(
+            shared,
+            nodes,
+            settings.prefix,
+            Connection(access, login),
+            settings.node_ttl_s,
+            self._nodes_changed,
+            self._first_read,
+        )
+        self._registration = Registration(
+            node,
+            self._info,
+            settings.node_ttl_s,
+            nodes,
+            self._contact,
+            Connection(access, login),
+        )
+        self._endpoints = tuple(endpoints)
+        self._address = settings.address
+        self._started_ms = wall_ms()
+
+    async def open(self) -> None:
+        """Begin, and wait for what etcd holds, but not for long: it may come up after us. From now
+        on the observer is told."""
+        self._contact.open()
+        for lane in self._lanes:
+            lane.start()
+        self._watch.start()
+        self._registration.start()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(OPEN_S):
+                await self._is_read.wait()
+
+    async def close(self) -> None:
+        """Finish what waits, and take the node out of etcd; sessions stay. Then nothing is told."""
+        await asyncio.to_thread(self._close)
+        await asyncio.sleep(0)  # answers that are on their way
+        self._contact.close()
+
+    def _close(self) -> None:
+        for lane in self._lanes:
+            lane.close()
+        self._watch.stop()
+        self._registration.close()
+        self._watch.join()
+
+    @property
+    def problem(self) -> str:
+        """Why it cannot be written at present, "" if all is well."""
+        return self._contact.problem
+
+    def set_state(self, state: str) -> None:
+        """What the others are told of this node: READY or DRAINING."""
+        self._state = state
+        self._registration.tell_now()
+
+    # --- the table ---
+
+    def swap(self, session_id: str, expected: int, row: Row, done: Written) -> None:
+        """Write if the stored state_version is `expected` (0: there must be no row)."""
+        self._put(SwapJob(session_id, _until_s(), expected, row, done))
+
+    def load(self, session_id: str, done: Loaded) -> None:
+        """The row of a session, whoever owns it; None with OK if there is none. UNAVAILABLE too if
+        it does not open."""
+        self._put(LoadJob(session_id, _until_s(), done))
+
+    def rows(self) -> list[Row]:
+        """What this node held when it was opened; once."""
+        own, self._own = self._own, []
+        return own
+
+    def expire(self, session_ids: Sequence[str]) -> None:
+        """Forget sessions of this node that have ended; others' stay."""
+        for session_id in session_ids:
+            self._put(ExpireJob(session_id, _until_s(), self._node))
+
+    def together(self) -> contextlib.AbstractContextManager[None]:
+        """Writes are put together as they come."""
+        return contextlib.nullcontext()
+
+    def _put(self, job: Job) -> None:
+        self._lanes[hash(job.session_id) % LANES].put(job)
+
+    # --- from the threads ---
+
+    def _info(self) -> NodeInfo:
+        count = self._mirror.count_of(self._node)
+        return NodeInfo(self._state, self._endpoints, self._address, count, self._started_ms)
+
+    def _moved(self, session_id: str, owner: str | None) -> None:
+        self._contact.tell(partial(self._tell_moved, session_id, owner))
+
+    def _nodes_changed(self, nodes: dict[str, NodeInfo]) -> None:
+        self._contact.tell(partial(self._tell_nodes, nodes))
+
+    def _first_read(self, own: list[Row]) -> None:
+        self._contact.tell(partial(self._read, own))
+
+    # --- in the loop ---
+
+    def _seen(self, at_ms: float) -> None:
+        if self.observer is not None:
+            self.observer.store_seen(at_ms)
+
+    def _tell_moved(self, session_id: str, owner: str | None) -> None:
+        if self.observer is not None:
+            self.observer.row_changed(session_id, owner)
+
+    def _tell_nodes(self, nodes: dict[str, NodeInfo]) -> None:
+        if self.observer is not None:
+            self.observer.nodes_changed(nodes)
+
+    def _read(self, own: list[Row]) -> None:
+        self._own = own
+        self._is_read.set()
+
+
+def _until_s() -> float:
+    return time.monotonic() + WITHIN_S
