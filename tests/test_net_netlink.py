@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
 from jvpnd.net import links
-from jvpnd.net.netlink import HEADER, attributes, messages
+from jvpnd.net.netlink import HEADER, attributes, dump, messages
 
 
 def decoded(message: bytes) -> dict[str, object]:
@@ -20,9 +20,9 @@ def decoded(message: bytes) -> dict[str, object]:
 
 
 def test_links_are_as_pyroute2_finds_them() -> None:
-    dump = [message for _, message in links._dump(links._GETLINK, bytes(16))]
-    assert dump
-    for message in dump:
+    listed = [message for _, message in dump(links._GETLINK, bytes(16))]
+    assert listed
+    for message in listed:
         link, other = links._link(message), decoded(message)
         assert (link.index, link.name) == (other["index"], other["IFLA_IFNAME"])
         assert link.mtu == other["IFLA_MTU"]
@@ -30,7 +30,7 @@ def test_links_are_as_pyroute2_finds_them() -> None:
 
 
 def test_addresses_are_as_pyroute2_finds_them() -> None:
-    for _, message in links._dump(links._GETADDR, bytes(8)):
+    for _, message in dump(links._GETADDR, bytes(8)):
         address, other = links._address(message), decoded(message)
         assert (address.index, address.family) == (other["index"], other["family"])
         assert address.local == other.get("IFA_LOCAL", other.get("IFA_ADDRESS"))
@@ -41,7 +41,7 @@ def test_addresses_are_as_pyroute2_finds_them() -> None:
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
 def test_routes_are_as_pyroute2_finds_them(family: int) -> None:
     header = links._RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
-    for _, message in links._dump(links._GETROUTE, header):
+    for _, message in dump(links._GETROUTE, header):
         other = decoded(message)
         for route in links._default_routes(message):
             assert (route.index, route.family) == (other.get("RTA_OIF"), other["family"])

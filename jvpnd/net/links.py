@@ -14,16 +14,7 @@ import socket
 import struct
 from collections.abc import Callable, Collection, Iterator, Sequence
 
-from jvpnd.net.netlink import (
-    ADD_MEMBERSHIP,
-    DUMP_REQUEST,
-    HEADER,
-    NLMSG_DONE,
-    NLMSG_ERROR,
-    SOL_NETLINK,
-    attributes,
-    messages,
-)
+from jvpnd.net.netlink import HEADER, RECV_BYTES, attributes, dump, messages, subscribe
 from jvpnd.net.uplinks import Address, DefaultRoute, Link, LinkTable, Uplink
 
 __all__ = ["LinkWatcher", "Uplink"]
@@ -41,10 +32,6 @@ _NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
 _NEWNEXTHOP, _DELNEXTHOP = 104, 105
 # RTNLGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE, NEXTHOP
 _GROUPS = (1, 5, 7, 9, 11, 32)
-_NETLINK_GET_STRICT_CHK = 12
-_SO_RCVBUFFORCE = 33
-_BUFFER_BYTES = 2**20
-_RECV_BYTES = 2**16
 _BATCH = 256  # datagrams taken before the rest of the daemon gets its turn
 
 _RUNNING = 0x1 | 0x40 | 0x10000  # IFF_UP, IFF_RUNNING (operstate UP or UNKNOWN), IFF_LOWER_UP
@@ -97,9 +84,9 @@ class LinkWatcher:
     def _resync(self) -> None:
         """Start over: the new subscription is older than the dump, so nothing falls between."""
         self._unsubscribe()
-        self._events = _subscribe()
+        self._events = subscribe(_GROUPS)
         self._table = LinkTable(self._interfaces, self._ignore)
-        for kind, message in (*_dump(_GETLINK, bytes(16)), *_dump(_GETADDR, bytes(8))):
+        for kind, message in (*dump(_GETLINK, bytes(16)), *dump(_GETADDR, bytes(8))):
             self._apply(kind, message)
         self._reload_routes()
         asyncio.get_running_loop().add_reader(self._events.fileno(), self._readable)
@@ -131,7 +118,7 @@ class LinkWatcher:
         assert self._events is not None
         for _ in range(_BATCH):
             try:
-                data, (port, _groups) = self._events.recvfrom(_RECV_BYTES)
+                data, (port, _groups) = self._events.recvfrom(RECV_BYTES)
             except BlockingIOError:
                 return
             if port == 0:  # from the kernel, not from another program
@@ -163,52 +150,10 @@ class LinkWatcher:
         routes: list[DefaultRoute] = []
         for family in (socket.AF_INET, socket.AF_INET6):
             header = _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
-            for kind, message in _dump(_GETROUTE, header + request):
+            for kind, message in dump(_GETROUTE, header + request):
                 if _is_default_route(kind, message):
                     routes += _default_routes(message)
         self._table.set_routes(routes)
-
-
-def _subscribe() -> socket.socket:
-    """A non-blocking event socket of this network namespace."""
-    events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
-    try:
-        events.setblocking(False)
-        try:
-            events.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
-        except PermissionError:
-            events.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
-        events.bind((0, 0))
-        for group in _GROUPS:
-            events.setsockopt(SOL_NETLINK, ADD_MEMBERSHIP, group)
-    except OSError:
-        events.close()
-        raise
-    return events
-
-
-def _dump(kind: int, body: bytes) -> Iterator[_Message]:
-    """The answer to a dump request, on a socket of its own.
-
-    Each receive runs the kernel's dump on our own time, so it never waits for anybody.
-    """
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
-        try:
-            sock.setsockopt(SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
-        except OSError:
-            _log.debug("this kernel cannot filter dumps; filtering here")
-        sock.bind((0, 0))
-        sock.send(HEADER.pack(HEADER.size + len(body), kind, DUMP_REQUEST, 1, 0) + body)
-        while True:
-            for got, message in messages(sock.recv(_RECV_BYTES)):
-                if got == NLMSG_DONE:
-                    return
-                if got == NLMSG_ERROR:
-                    (code,) = struct.unpack_from("=i", message, HEADER.size)
-                    if code == -errno.EOPNOTSUPP or code == -errno.EAFNOSUPPORT:
-                        return  # no IPv6 in this kernel
-                    raise OSError(-code, f"netlink dump {kind} refused")
-                yield got, message
 
 
 def _is_default_route(kind: int, message: bytes) -> bool:
