@@ -49,6 +49,18 @@ def test_translation_is_of_the_tunnels_own_networks_and_not_back_into_it() -> No
     assert rules.count('oifname != { "jvpn0", "eth1" } masquerade') == 2
 
 
+def test_in_a_cluster_what_was_translated_elsewhere_is_reset_and_nothing_else() -> None:
+    rules = forward_rules("jvpn0", Forwarding(nat=True, cluster=True), OWN, {"eth1"})
+    orphans = "ct state new tcp flags & (syn | rst) == 0 counter reject with tcp reset"
+    for source in ("ip saddr 10.77.0.0/24", "ip6 saddr fd77::/64"):
+        match = f'{source} oifname != {{ "jvpn0", "eth1" }}'
+        assert f'iifname "jvpn0" {match} {orphans}\n' in rules
+        assert f"{match} masquerade\n" in rules
+    assert rules.count("reject") == 2
+    for settings in (Forwarding(nat=True), Forwarding(cluster=True)):
+        assert "reject" not in forward_rules("jvpn0", settings, OWN)
+
+
 @pytest.mark.parametrize("allowed", [True, False])
 def test_the_wall_stands_only_where_it_is_wanted(allowed: bool) -> None:
     rules = forward_rules("jvpn0", Forwarding(client_to_client=allowed), OWN)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from types import ModuleType
 from typing import Final
 
@@ -13,6 +13,7 @@ from jvpnd.net import nft
 from jvpnd.net.errors import MissingFeature
 from jvpnd.net.forwardplan import (
     Forwarding,
+    Lan,
     Neighbour,
     forward_rules,
     forward_table,
@@ -42,13 +43,13 @@ class Forwarder:
         proxied = {interface for _, interface in wanted}
         rules = forward_rules(name, settings, own, proxied)
         has_rules = rules != without_forward_table(name)
-        known = self._state.neighbours
-        self._state.note_forwarding(name, forwards=True, neighbours=known)
+        self._note(name, forwards=True)
         problem = await nft.load(rules)  # without rules too: who knows what a killed run left
         if has_rules and problem is not None:
             notes += _without_rules(problem, settings)
-        self._state.note_forwarding(name, forwards=has_rules, neighbours=known)
-        await self._answer_for(name, wanted)
+        self._note(name, forwards=has_rules)
+        if not settings.cluster:
+            await self._answer_for(name, wanted)
         return notes
 
     async def remove(self, name: str) -> None:
@@ -61,15 +62,15 @@ class Forwarder:
                 _log.warning("cannot remove the nft table %s: %s", forward_table(name), problem)
             self._state.note_forwarding(name, forwards=False, neighbours=())
 
+    def _note(self, name: str, *, forwards: bool) -> None:
+        self._state.note_forwarding(name, forwards=forwards, neighbours=self._state.neighbours)
+
     async def _wanted(
         self, name: str, settings: Forwarding, clients: Sequence[str]
     ) -> tuple[frozenset[Neighbour], tuple[str, ...]]:
         if not settings.proxy_neighbours:
             return frozenset(), ()
-        netlink = await _netlink()
-        async with netlink.AsyncIPRoute() as ip:
-            lans = await netlink.lans(ip, name)
-        wanted = neighbours(settings, lans, clients)
+        wanted = neighbours(settings, await lans_beside(name), clients)
         where = "any interface"
         if not isinstance(settings.proxy_neighbours, bool):
             idle = set(settings.proxy_neighbours) - {interface for _, interface in wanted}
@@ -93,17 +94,25 @@ class Forwarder:
             self._state.note_forwarding(
                 name, forwards=self._state.forwards, neighbours=ours | before
             )
-            for key in sorted(_proxy_ndp_of(wanted)):
+            for key in sorted(proxy_ndp_of(wanted)):
                 self._state.set_sysctl(key, "1")
             await netlink.answer_for(ip, missing)
             await netlink.leave(ip, before - wanted)
             self._state.note_forwarding(name, forwards=self._state.forwards, neighbours=ours)
-        idle = _proxy_ndp_of(before) - _proxy_ndp_of(wanted)
+        idle = proxy_ndp_of(before) - proxy_ndp_of(wanted)
         if idle:
             self._state.restore_sysctls(*idle)
 
 
-def _proxy_ndp_of(those: frozenset[Neighbour]) -> set[str]:
+async def lans_beside(name: str) -> list[Lan]:
+    """The networks of all interfaces but this one."""
+    netlink = await _netlink()
+    async with netlink.AsyncIPRoute() as ip:
+        found: list[Lan] = await netlink.lans(ip, name)
+    return found
+
+
+def proxy_ndp_of(those: Collection[Neighbour]) -> set[str]:
     """IPv6 answers for neighbours only where this is 1; IPv4 asks for no switch."""
     return {_PROXY_NDP.format(interface) for address, interface in those if ":" in address}
 

@@ -18,15 +18,22 @@ Lan = tuple[str, Network]
 Neighbour = tuple[str, str]
 """A client's address, and the interface on which we answer for it."""
 
+# Of a connection that was translated at another node: nobody can go on with it, so its client is
+# told at once. One of its own that has lost its place in the window is `invalid`, and left alone.
+_ORPHANS = "ct state new tcp flags & (syn | rst) == 0 counter reject with tcp reset"
+
 
 @dataclass(frozen=True, slots=True)
 class Forwarding:
-    """`proxy_neighbours`: on these interfaces; True is all of them, False and () are none."""
+    """`proxy_neighbours`: on these interfaces; True is all of them, False and () are none.
+    `cluster`: this is a node of one. Flows may have begun at another node, and it answers for the
+    clients whose sessions it owns only (ownership.py)."""
 
     nat: bool = False
     client_to_client: bool = True
     proxy_neighbours: bool | tuple[str, ...] = False
     mss_clamp: bool = True
+    cluster: bool = False
 
     def proxies_on(self, interface: str) -> bool:
         chosen = self.proxy_neighbours
@@ -52,20 +59,33 @@ def forward_rules(
     `own` are the tunnel's networks, which are translated; not where they leave to `proxied`
     interfaces, whose hosts know our clients by their own addresses.
     """
-    forward, translate = _forward_chain(name, settings), ""
-    if settings.nat:
-        translate = _translate_chain(name, own, proxied)
+    translated = _translated(name, own, proxied) if settings.nat else []
+    forward = _forward_chain(name, settings, translated)
+    translate = _translate_chain(translated)
     if not forward and not translate:
         return without_forward_table(name)
     table = forward_table(name)
     return f"{without_forward_table(name)}table {table} {{\n{forward}{translate}}}\n"
 
 
-def _forward_chain(name: str, settings: Forwarding) -> str:
+def _translated(name: str, own: Iterable[str], proxied: Collection[str]) -> list[str]:
+    """What matches the packets that are translated: where they come from and leave to."""
+    kept = ", ".join(f'"{each}"' for each in (name, *sorted(proxied)))
+    found = []
+    for text in own:
+        network = ipaddress.ip_interface(text).network
+        family = "ip" if network.version == 4 else "ip6"
+        found.append(f"{family} saddr {network} oifname != {{ {kept} }}")
+    return found
+
+
+def _forward_chain(name: str, settings: Forwarding, translated: Sequence[str]) -> str:
     rules = []
     if not settings.client_to_client:
         between = f'iifname "{name}" oifname "{name}"'
         rules.append(f"{between} counter reject with icmpx admin-prohibited")
+    if settings.cluster:
+        rules += [f'iifname "{name}" {each} {_ORPHANS}' for each in translated]
     if settings.mss_clamp:  # `rt mtu`: the lesser of the ways there and back; it raises nothing
         rules += [
             f'{way} "{name}" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu'
@@ -74,13 +94,8 @@ def _forward_chain(name: str, settings: Forwarding) -> str:
     return _chain("forward", "type filter hook forward priority mangle", rules)
 
 
-def _translate_chain(name: str, own: Iterable[str], proxied: Collection[str]) -> str:
-    kept = ", ".join(f'"{each}"' for each in (name, *sorted(proxied)))
-    rules = []
-    for text in own:
-        network = ipaddress.ip_interface(text).network
-        family = "ip" if network.version == 4 else "ip6"
-        rules.append(f"{family} saddr {network} oifname != {{ {kept} }} masquerade")
+def _translate_chain(translated: Sequence[str]) -> str:
+    rules = [f"{each} masquerade" for each in translated]
     return _chain("postrouting", "type nat hook postrouting priority srcnat", rules)
 
 
