@@ -110,6 +110,8 @@ def test_a_sysctl_that_cannot_be_set_is_named(proc: Path, path: Path) -> None:
         '{"sysctls": {"net/../kernel/hostname": ["1", "0"]}}',
         '{"sysctls": {"kernel/hostname": ["1", "0"]}}',
         '{"sysctls": {}, "interface": 7}',
+        '{"sysctls": {}, "lent": 7}',
+        '{"sysctls": {}, "lent": [7]}',
         "\x00",
     ],
 )
@@ -131,3 +133,15 @@ def test_a_later_run_knows_the_table_and_the_neighbours_of_a_killed_one(path: Pa
     assert later.neighbours == {("192.0.2.9", "eth1")}
     later.forget()
     assert (later.forwards, later.neighbours) == (False, frozenset())
+
+
+def test_a_later_run_knows_what_a_killed_one_owned_and_lent(path: Path) -> None:
+    killed = HostState(path)
+    killed.note_forwarding("jvpn0", forwards=True, neighbours=())
+    killed.note_owned("jvpn0", {("192.0.2.9", "eth1")}, {"10.77.0.2/32"})
+    later = HostState(path)
+    later.load()
+    assert (later.interface, later.forwards) == ("jvpn0", True)
+    assert (later.neighbours, later.lent) == ({("192.0.2.9", "eth1")}, {"10.77.0.2/32"})
+    later.forget()
+    assert (later.neighbours, later.lent) == (frozenset(), frozenset())

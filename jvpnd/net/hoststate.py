@@ -1,8 +1,8 @@
 """What we changed on the host and must put back: kept in a file, so that kill -9 is no loss.
 
 The file holds the interface whose rules and routes may be around, the sysctls as they were,
-whether nft tables of ours are loaded, and for which neighbours we answer. It lies in the runtime
-directory and so goes at reboot, just as what it describes.
+whether nft tables of ours are loaded, for which neighbours we answer, and which networks we route
+to other nodes. It lies in the runtime directory and so goes at reboot, just as what it describes.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class HostState:
         self.filtered = False
         self.forwards = False  # our nft table of a gateway may be there
         self.neighbours: frozenset[tuple[str, str]] = frozenset()  # (address, interface)
+        self.lent: frozenset[str] = frozenset()  # networks with our routes to another node
         self._sysctls: dict[str, tuple[str, str | None]] = {}  # key: (before, ours)
 
     def load(self) -> None:
@@ -58,10 +59,19 @@ class HostState:
             self.interface, self.forwards, self.neighbours = noted
             self._save()
 
+    def note_owned(
+        self, interface: str, neighbours: Collection[tuple[str, str]], lent: Collection[str]
+    ) -> None:
+        """Remember that these neighbours, and our routes to these networks, may be there."""
+        noted = interface, frozenset(neighbours), frozenset(lent)
+        if (self.interface, self.neighbours, self.lent) != noted:
+            self.interface, self.neighbours, self.lent = noted
+            self._save()
+
     def forget(self) -> None:
         """All is put back: the file goes."""
         self.interface, self.filtered, self._sysctls = None, False, {}
-        self.forwards, self.neighbours = False, frozenset()
+        self.forwards, self.neighbours, self.lent = False, frozenset(), frozenset()
         self._path.unlink(missing_ok=True)
 
     def set_sysctl(self, key: str, value: str) -> None:
@@ -115,6 +125,10 @@ class HostState:
             return False
         if not all(_is_pair(pair) and pair[1] for pair in neighbours):
             return False
+        lent = stored.get("lent", [])
+        if not isinstance(lent, list) or not all(isinstance(each, str) for each in lent):
+            return False
+        self.lent = frozenset(lent)
         self.interface, self.filtered = interface, bool(stored.get("filtered"))
         self.forwards = bool(stored.get("forwards"))
         self.neighbours = frozenset((address, where) for address, where in neighbours)
@@ -127,6 +141,7 @@ class HostState:
             "filtered": self.filtered,
             "forwards": self.forwards,
             "neighbours": sorted(self.neighbours),
+            "lent": sorted(self.lent),
             "sysctls": self._sysctls,
         }
         fresh = self._path.with_suffix(".new")

@@ -17,7 +17,7 @@ from socket import AF_INET, AF_INET6
 from types import ModuleType
 
 from jvpnd.core.wire import datagrams_a_send
-from jvpnd.net import nft
+from jvpnd.net import hostroutes, nft
 from jvpnd.net.errors import MissingFeature
 from jvpnd.net.forwarding import Forwarder
 from jvpnd.net.forwardplan import Forwarding
@@ -65,6 +65,7 @@ class HostNetwork:
             remove_left(left)
             await self._remove_filter()
             await self._forwarder.remove(left)
+            await self._remove_lent()
             self._state.restore_sysctls()
             self._state.forget()
 
@@ -119,6 +120,9 @@ class HostNetwork:
             notes += await self._pass_reverse_path()
         async with apply.AsyncIPRoute() as ip:
             notes += await apply.apply_plan(ip, self._name, wanted)
+        if self._state.lent:  # by a run that was a node of a cluster
+            await self._remove_lent()
+            self._state.note_owned(self._name, self._state.neighbours, ())
         if mode != "full":
             await self._remove_filter()
             self._state.restore_sysctls(_SRC_VALID_MARK)
@@ -155,6 +159,12 @@ class HostNetwork:
         """
         return _logged(await self._forwarder.apply(self._name, settings, own, clients))
 
+    @property
+    def state(self) -> HostState:
+        """What has to be put back; for OwnedAddresses, which takes the place of `route` at a node
+        of a cluster."""
+        return self._state
+
     async def remove(self) -> None:
         """Undo everything: routes, rules, addresses, sysctls. The TUN may be gone already."""
         apply = await _netlink()
@@ -166,6 +176,7 @@ class HostNetwork:
                 await ip.link("set", index=index, state="down")
         await self._remove_filter()
         await self._forwarder.remove(self._name)
+        await self._remove_lent()
         self._state.restore_sysctls()
         self._state.forget()
         self._inner = set()
@@ -182,6 +193,11 @@ class HostNetwork:
             "rp_filter = 1 will drop the tunnel's own packets: set net.ipv4.conf.*.rp_filter to 2, "
             f"or mend this: {problem}",
         )
+
+    async def _remove_lent(self) -> None:
+        """Routes to other nodes of a cluster, which go by themselves with no interface of ours."""
+        if self._state.lent:
+            await asyncio.to_thread(hostroutes.remove_left, self._state.lent)
 
     async def _remove_filter(self) -> None:
         if self._state.filtered:
