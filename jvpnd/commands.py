@@ -116,9 +116,23 @@ def gateway_handlers(
     async def sessions(_: Args) -> Any:
         return await status.gateway_sessions(shell)
 
+    def cluster(_: Args) -> Any:
+        if shell.cluster is None:
+            raise Refused("WRONG_ROLE", "this gateway is alone: its configuration has no [cluster]")
+        return shell.cluster.status()
+
+    def drain(args: Args) -> Any:
+        before = cluster(args)
+        if not isinstance(args.get("leave"), bool):
+            raise Refused("USAGE", "leave must be true or false")
+        shell.cluster.leave(args["leave"])  # type: ignore[union-attr]
+        return {"draining": args["leave"], "sessions": before["sessions"]}
+
     return {
         "status": whole,
         "sessions": sessions,
+        "cluster": _plain(cluster),
+        "drain": _plain(drain),
         "paths": _plain(no_paths),
         "switch": _plain(no_paths),
         "terminate": _plain(terminate),

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jvpnd.config import Client, Config
 from jvpnd.configendpoint import ip_of
@@ -18,6 +19,7 @@ from jvpnd.core.effects import (
     BindSend,
     Endpoint,
     Expect,
+    Load,
     NetworksChanged,
     Origin,
     ReleaseReceive,
@@ -31,6 +33,7 @@ from jvpnd.core.effects import (
 )
 from jvpnd.core.gateway import Gateway
 from jvpnd.core.listing import ListChange
+from jvpnd.core.nodes import Sharing
 from jvpnd.core.peer import ClientEntry, Stored
 from jvpnd.core.sessionrow import Row
 from jvpnd.core.states import State
@@ -48,10 +51,13 @@ from jvpnd.observe.log import EventLog
 from jvpnd.rates import RateMeter
 from jvpnd.shell import CoreDriver
 from jvpnd.store.meter import StoreMeter
-from jvpnd.store.observer import NodeInfo
 from jvpnd.store.table import SessionTable
 from jvpnd.transport.backlog import SAMPLE_MS, Backlog
 from jvpnd.transport.endpoint import Listen
+
+if TYPE_CHECKING:  # of a node of a cluster only
+    from jvpnd.cluster import Cluster
+    from jvpnd.store.etcd import EtcdTable
 
 _log = logging.getLogger("jvpnd")
 
@@ -90,7 +96,9 @@ class GatewayShell:
             has_aes(config.disabled),
             [Endpoint(*each) for each in told_endpoints(config)],
             config.limits.core,
+            _sharing(config),
         )
+        self.cluster: Cluster | None = None
         self.driver = CoreDriver(
             self.core,
             events,
@@ -106,6 +114,7 @@ class GatewayShell:
                 NetworksChanged: self._networks_changed,
                 SessionDown: self._session_down,
                 Swap: self._swap,
+                Load: self._load,
                 Vouch: lambda e: self.listeners.vouch(e.origin.socket_id),
             },
             self._sample,
@@ -121,9 +130,30 @@ class GatewayShell:
         self._totals_ms = 0.0
         self._free = list(range(SLOTS - 1, -1, -1))
         self._inner: dict[bytes, tuple[str, ...]] = {}
+        self._by_name = {client.name: client for client in config.clients}
         self.listeners = Listeners(
             config.listen, plane.lanes, config.node, runtime, config.limits.connections
         )
+
+    def join(self, table: EtcdTable | None) -> None:
+        """Be a node of a cluster; before the start. `table`: the one that it shares, if it does."""
+        from jvpnd.cluster import Cluster
+        from jvpnd.net.ownership import OwnedAddresses
+
+        config = self.config
+        assert config.cluster is not None
+        traffic = OwnedAddresses(
+            self._tun.name,
+            config.node,
+            self._network.state,
+            config.forwarding,
+            config.cluster.announce or None,
+            str(config.cluster.hook) if config.cluster.hook else None,
+        )
+        its = self.core, self.driver.pump, self.plane
+        self.cluster = Cluster(config.node, *its, table, traffic, self._by_name.get)
+        if table is not None:
+            table.observer = self.cluster
 
     async def start(self) -> None:
         """Bring up the data plane, take up the sessions of before and listen; the interface comes
@@ -138,7 +168,10 @@ class GatewayShell:
         self.driver.pump()
         await self._forward()
         await self._network.configure(interface.address, interface.mtu)
-        await self._network.route("split", _networks(self.config))
+        if self.cluster is None:
+            await self._network.route("split", _networks(self.config))
+        else:
+            await self.cluster.traffic.start()
         self._network.enable_forwarding()
         self._looking = asyncio.create_task(self._lookout.look())
 
@@ -157,6 +190,8 @@ class GatewayShell:
         self.driver.stop()
         if self._looking is not None:
             self._looking.cancel()
+        if self.cluster is not None:
+            await self.cluster.traffic.close()
         await self.plane.close()
         await self.listeners.stop()
 
@@ -164,12 +199,14 @@ class GatewayShell:
         """Put the clients of `config` in place of those of before, in the host's routes too."""
         before = _networks(self.config)
         self.config = replace(self.config, clients=config.clients)
+        self._by_name.clear()
+        self._by_name.update((client.name, client) for client in config.clients)
         entries = await asyncio.to_thread(_entries, self.config)  # there may be thousands
         change = self.core.apply_clients(now_ms(), entries)
         self.driver.pump()
         await self._forward()
         networks = _networks(self.config)
-        if networks != before:
+        if networks != before and self.cluster is None:
             await self._network.route("split", networks)
         return change
 
@@ -181,7 +218,8 @@ class GatewayShell:
 
     async def notes(self) -> list[str]:
         """What of forwarding this host does not do, and what is in its way."""
-        return [*self._notes, *await self._lookout.look()]
+        traffic = [] if self.cluster is None else self.cluster.traffic.notes
+        return [*self._notes, *traffic, *await self._lookout.look()]
 
     @property
     def dropped(self) -> dict[str, int]:
@@ -226,17 +264,6 @@ class GatewayShell:
             self.plane.set_routes(slot, self._inner[session_id])
         self.core.keys_lost(now_ms())
         self.driver.pump()
-
-    # --- the table's observer, where nodes share one ---
-
-    def row_changed(self, session_id: str, owner: str | None) -> None:
-        """A session is another node's, or gone: nothing follows from it yet."""
-
-    def nodes_changed(self, nodes: dict[str, NodeInfo]) -> None:
-        """Other nodes have come or gone: nothing follows from it yet."""
-
-    def store_seen(self, at_ms: float) -> None:
-        """The table can be reached: nothing follows from it yet."""
 
     # --- effects ---
 
@@ -294,32 +321,53 @@ class GatewayShell:
         self.slots[effect.session_id] = slot
         self._inner[effect.session_id] = _inner(effect.addresses, effect.networks)
         self.plane.set_routes(slot, self._inner[effect.session_id])
+        if self.cluster is not None:
+            client = self.core.sessions[effect.session_id].session.client
+            self.cluster.session_up(client, self._inner[effect.session_id])
 
     def _networks_changed(self, effect: NetworksChanged) -> None:
         slot, peer = self.slots.get(effect.session_id), self.core.sessions.get(effect.session_id)
         if slot is not None and peer is not None:
             inner = _inner(peer.session.addresses, effect.networks)
-            self._inner[effect.session_id] = inner
+            before, self._inner[effect.session_id] = self._inner[effect.session_id], inner
             self.plane.set_sources(slot, inner)
             self.plane.set_routes(slot, inner)
+            if self.cluster is not None:
+                self.cluster.session_down([each for each in before if each not in inner])
+                self.cluster.session_up(peer.session.client, inner)
 
     def _session_down(self, effect: SessionDown) -> None:
         slot = self.slots.pop(effect.session_id, None)
-        self._inner.pop(effect.session_id, None)
+        inner = self._inner.pop(effect.session_id, ())
         if slot is not None:
             self.plane.set_routes(slot, ())
             self._free.append(slot)
+        if self.cluster is not None:
+            self.cluster.session_down(inner)
 
     def _swap(self, effect: Swap) -> None:
         key = effect.session_id.hex()
 
         def stored(outcome: Stored) -> None:
             if effect.record["state"] == State.TERMINATED:
-                self._table.expire([key])
+                self._expire(key)
             self.core.store_result(now_ms(), effect.token, outcome)
             self.driver.pump()  # the answer may come after the turn of the effect
 
         self._table.swap(key, effect.expected, effect.record, self.store_meter.timed(stored))
+
+    def _expire(self, key: str) -> None:
+        if self.cluster is None or not self.cluster.shares:
+            self._table.expire([key])
+        else:
+            self.cluster.ended(key)
+
+    def _load(self, effect: Load) -> None:
+        def loaded(row: Row | None, outcome: Stored) -> None:
+            self.core.loaded(now_ms(), effect.token, row, outcome)
+            self.driver.pump()
+
+        self._table.load(effect.session_id.hex(), loaded)
 
     def _sample(self, now: float) -> None:
         if self._held_until_ms is not None:
@@ -342,6 +390,12 @@ def told_endpoints(config: Config) -> list[tuple[str, str, int]]:
     return [(each.transport, _told(each), each.port) for each in config.listen]
 
 
+def _sharing(config: Config) -> Sharing:
+    if config.cluster is None:
+        return Sharing.ALONE
+    return Sharing.STICKY if config.cluster.etcd is None else Sharing.STORE
+
+
 def _told(listen: Listen) -> str:
     """The address that clients are told; "": the one by which they have come, as with a name."""
     return listen.advertise if ip_of(listen.advertise) is not None else ""
@@ -349,7 +403,12 @@ def _told(listen: Listen) -> str:
 
 def _inner(addresses: Sequence[str], networks: Sequence[str]) -> tuple[str, ...]:
     """What a session may send from, and is sent what is for."""
-    return (*(str(ipaddress.ip_interface(a).ip) for a in addresses), *networks)
+    return (*_hosts(addresses), *networks)
+
+
+def _hosts(addresses: Sequence[str]) -> tuple[str, ...]:
+    """Addresses without the length of their prefix."""
+    return tuple(str(ipaddress.ip_interface(address).ip) for address in addresses)
 
 
 def _networks(config: Config) -> list[str]:

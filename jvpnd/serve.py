@@ -189,8 +189,8 @@ def _gateway(its: Parts) -> tuple[Shell, Interface]:
     shell = GatewayShell(
         its.config, its.tun, its.plane, its.network, its.events, table, its.runtime
     )
-    if its.cluster is not None:
-        its.cluster.observer = shell
+    if its.config.cluster is not None:
+        shell.join(its.cluster)
 
     def interface() -> tuple[dict[str, Handler], Callable[[], Measures]]:
         from jvpnd import commands, measures

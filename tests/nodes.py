@@ -48,7 +48,7 @@ class Node:
     def __init__(self, name: str, table: SharedTable, seed: int, sharing: Sharing) -> None:
         self.name, self.table = name, table
         self.core = Gateway(name, SECRET, [ENTRY], Policy(), Dice(seed), sharing=sharing)
-        self.core.store_seen(0)
+        self.core.store_seen(0, 0)
         self.effects: list[Effect] = []  # all but what the table answered
         self.holds = False
         self.held: list[Callable[[float], None]] = []

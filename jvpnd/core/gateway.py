@@ -163,13 +163,13 @@ class Gateway:
         """The row of a session has been removed from the shared table."""
         self._ownership.row_gone(now_ms, session_id)
 
-    def store_seen(self, now_ms: float) -> None:
-        """The shared table was reached. Sessions go on for the policy's store_loss_ttl_ms after the
-        last time; those that did not are not brought back by it."""
+    def store_seen(self, now_ms: float, asked_ms: float) -> None:
+        """The shared table has answered what it was asked at `asked_ms`. Sessions go on for the
+        policy's store_loss_ttl_ms after that; those that did not are not brought back by it."""
         if self._ownership.is_cut_off(now_ms):
             for peer in list(self._state.sessions.values()):
                 self._ownership.cut_off(now_ms, peer)
-        self._state.store_seen_ms = now_ms
+        self._state.store_seen_ms = max(asked_ms, self._state.store_seen_ms or asked_ms)
 
     def nodes_seen(self, endpoints: Iterable[Endpoint]) -> None:
         """Where the other nodes of the cluster can be reached: new clients are told."""
