@@ -30,7 +30,6 @@ from jvpnd.store.shared import Shared
 from jvpnd.store.table import Loaded, Written
 from jvpnd.store.watching import Watch
 
-
 OPEN_S: Final = 5.0  # then the node starts without having heard from etcd
 
 

@@ -60,6 +60,14 @@ class Mirror:
         with self._lock:
             return [session_id for session_id in self._rows if session_id not in found]
 
+    def clear(self) -> list[str]:
+        """Who was known."""
+        with self._lock:
+            known = list(self._rows)
+            self._rows.clear()
+            self._doubtful.clear()
+        return known
+
     def count_of(self, owner: str) -> int:
         with self._lock:
             return sum(row.owner == owner for row in self._rows.values())

@@ -26,7 +26,7 @@ _NONSENSE: Final = (*MISFITS, IndexError)
 
 
 class _Compacted(Exception):  # noqa: N818 - not an error
-    """What was between is not known any more."""
+    """What was between is not to be had: all has to be read again."""
 
 
 class Watch:
@@ -53,6 +53,7 @@ class Watch:
         self._first_read: Callable[[list[Row]], None] | None = first_read
         self._alive: dict[str, NodeInfo] = {}
         self._revision: int | None = None  # all up to it is known
+        self._newest = 0  # that was ever heard of
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="jvpn-etcd-watch", daemon=True)
 
@@ -123,7 +124,9 @@ class Watch:
                     raise EtcdError("a value that is too large") from None
                 body["limit"] = "1"
                 continue
-            revision = revision or int(answer["header"]["revision"])
+            if revision == 0:
+                revision = int(answer["header"]["revision"])
+                self._check_age(revision)
             kvs = answer.get("kvs", [])
             yield from kvs
             if not answer.get("more"):
@@ -131,6 +134,13 @@ class Watch:
                 return
             body["key"] = encoded(base64.b64decode(kvs[-1]["key"]) + b"\0")
             body["revision"] = str(revision)
+
+    def _check_age(self, revision: int) -> None:
+        """Revisions only rise, unless all of etcd was put back to a former state, or begun anew."""
+        if revision < self._newest:
+            for session_id in self._shared.mirror.clear():
+                self._shared.moved(session_id, None)
+        self._newest = revision
 
     def _heard_of(self, session_id: str, kv: Mapping[str, Any]) -> Row | None:
         """A row as it is now; returned if it is this node's, and news."""
@@ -170,6 +180,8 @@ class Watch:
                     return
                 if message.get("canceled"):
                     self._cancelled(message)
+                if int(message["header"].get("revision", 0)) < self._revision:
+                    raise _Compacted  # a member that is behind, or another history
                 self._shared.contact.hears()
                 self._take(message)
         except Refused as refusal:
@@ -198,7 +210,7 @@ class Watch:
                 if info is not None:
                     alive[node] = info
             # Events of one revision come together: all up to it is known now.
-            self._revision = revision
+            self._revision = self._newest = revision
         if "events" not in message and "created" not in message:  # progress
             self._revision = max(self._revision or 0, int(message["header"]["revision"]))
         self._set_alive(alive)
