@@ -121,7 +121,7 @@ class Etcd:
             *("--listen-client-urls", client, "--advertise-client-urls", client),
             *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
             *("--initial-cluster", ",".join(peers)),
-            *("--heartbeat-interval", "50", "--election-timeout", "500", "--log-level", "error"),
+            *("--heartbeat-interval", "30", "--election-timeout", "300", "--log-level", "error"),
         ]
         if self._scheme == "https":
             ca, pem = self.access.ca_file, self.access.certificate

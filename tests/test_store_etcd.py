@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from jvpnd.core.peer import Stored
 from jvpnd.host import now_ms, wall_ms
-from jvpnd.store.lanes import LANES, QUEUE, WITHIN_S
+from jvpnd.store.lanes import LANES, QUEUE
 from jvpnd.store.observer import DRAINING, READY
 from jvpnd.store.sealing import Sealer
 
@@ -30,7 +30,6 @@ from .etcdnodes import (
     A,
     B,
     C,
-    Node,
     Wire,
     node,
     row,
@@ -56,6 +55,14 @@ def wire(store: Etcd) -> Iterator[Wire]:
     made = Wire(store.access)
     yield made
     made.close()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> float:
+    """Requests wait for less than they do else; so many seconds."""
+    monkeypatch.setattr("jvpnd.store.etcd.WITHIN_S", 1.0)
+    monkeypatch.setattr("jvpnd.store.etcd.CLOSE_S", 0.5)
+    return 1.0
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
@@ -155,9 +162,8 @@ def test_a_thousand_writes_at_once_are_all_done(store: Etcd, prefix: str) -> Non
                 assert set(await asyncio.gather(*writes)) == {Stored.OK}
             assert not a.table.problem
         async with node(store.access, "a", prefix) as again:
-            assert {r["session_id"]: r["state_version"] for r in again.table.rows()} == {
-                session_id: 2 for session_id in ids
-            }
+            versions = {r["session_id"]: r["state_version"] for r in again.table.rows()}
+            assert versions == dict.fromkeys(ids, 2)
 
     run(story())
 
@@ -185,7 +191,7 @@ def test_a_write_whose_answer_was_lost_is_done_once(
 
 
 def test_a_store_out_of_reach_is_told_in_time_and_comes_back(
-    store: Etcd, prefix: str, wire: Wire
+    store: Etcd, prefix: str, wire: Wire, impatient: float
 ) -> None:
     async def story() -> None:
         async with node(wire.access, "a", prefix, ttl_s=3) as a:
@@ -197,38 +203,21 @@ def test_a_store_out_of_reach_is_told_in_time_and_comes_back(
                 a.swap(row(version=2)), *(a.swap(row(f"{n:032x}")) for n in range(300))
             )
             assert set(answers) == {Stored.UNAVAILABLE}
+            assert time.monotonic() - began_s < impatient + 2
             assert await a.load(B) == (None, Stored.UNAVAILABLE)
-            assert time.monotonic() - began_s < 3 * WITHIN_S
             assert wire.access.endpoints[0][1] in a.table.problem
-            count, since_ms = len(a.observer.seen_ms), now_ms()
+            since_ms = now_ms()
+            assert all(at_ms < since_ms for at_ms in a.observer.seen_ms)
             wire.mend()
-            await a.observer.until(lambda: len(a.observer.seen_ms) > count)
-            assert a.observer.seen_ms[-1] > since_ms
+            await a.observer.until(lambda: a.observer.seen_ms[-1] > since_ms)
             assert not a.table.problem
             assert await a.swap(row(version=2)) is Stored.OK
 
     run(story())
 
 
-def test_the_store_is_seen_only_while_changes_are_heard(
-    store: Etcd, prefix: str, wire: Wire
-) -> None:
-    """Else a node could not know that a session is another's."""
-
-    async def story() -> None:
-        async with node(wire.access, "a", prefix, ttl_s=3) as a:
-            await a.observer.until(lambda: len(a.observer.seen_ms) > 0)
-            wire.cut()
-            await a.load(A)
-            count = len(a.observer.seen_ms)
-            await asyncio.sleep(0)
-            assert len(a.observer.seen_ms) == count
-
-    run(story())
-
-
 def test_a_full_queue_says_no_at_once(
-    store: Etcd, prefix: str, wire: Wire, caplog: pytest.LogCaptureFixture
+    store: Etcd, prefix: str, wire: Wire, impatient: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def story() -> None:
         async with node(wire.access, "a", prefix) as a:
@@ -243,7 +232,7 @@ def test_a_full_queue_says_no_at_once(
 
 
 def test_a_node_starts_while_etcd_is_away(
-    store: Etcd, prefix: str, wire: Wire, monkeypatch: pytest.MonkeyPatch
+    store: Etcd, prefix: str, wire: Wire, impatient: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jvpnd.store.etcd.OPEN_S", 0.3)
 
@@ -292,7 +281,8 @@ def test_moves_and_ends_are_told_and_own_writes_are_not(store: Etcd, prefix: str
             await a.observer.until_moved((A, None))
             assert await a.version(B) == 1
             assert a.observer.moves == [(A, "b"), (A, None)]
-            assert b.observer.moves == [(A, "a"), (B, "a")]
+            assert b.observer.moves[:2] == [(A, "a"), (B, "a")]
+            assert (B, None) not in b.observer.moves
 
     run(story())
 
@@ -313,7 +303,7 @@ def test_nodes_know_each_other(store: Etcd, prefix: str) -> None:
                     lambda: b.observer.nodes["a"].state == DRAINING
                     and b.observer.nodes["a"].sessions == 1
                 )
-            await a.observer.until(lambda: set(a.observer.nodes) == {"a"}, 2)  # no lease to wait for
+            await a.observer.until(lambda: set(a.observer.nodes) == {"a"}, 2)  # not its lease's end
 
     run(story())
 
@@ -384,11 +374,6 @@ def test_a_node_goes_on_when_etcd_starts_again_and_when_it_starts_anew(tmp_path:
 
 
 def test_secrets_are_sealed_in_etcd(store: Etcd, prefix: str) -> None:
-    async def story() -> None:
-        async with node(store.access, "a", prefix) as a:
-            await a.swap(row())
-            await a.observer.until(lambda: "a" in a.observer.nodes)
-
     async def dumped() -> dict[str, bytes]:
         async with node(store.access, "a", prefix) as a:
             await a.swap(row())
@@ -524,7 +509,3 @@ def test_a_restart_gives_a_node_its_own_rows(store: Etcd, prefix: str) -> None:
                 assert a.table.rows() == []
 
     run(story())
-
-
-def own(a: Node) -> list[str]:
-    return [str(r["session_id"]) for r in a.table.rows()]

@@ -51,7 +51,7 @@ class Contact:
     def failed(self, why: str) -> None:
         """It has not answered, or said no."""
         with self._lock:
-            if why != self._failed:
+            if not self._failed:
                 _log.error("%s cannot be used: %s", self._where, why)
             self._failed = why
 
@@ -65,7 +65,7 @@ class Contact:
     def deaf(self, why: str) -> None:
         """It does not."""
         with self._lock:
-            if why != self._deaf:
+            if not self._deaf:
                 _log.error("%s does not tell of changes: %s", self._where, why)
             self._hears, self._deaf = False, why
 

@@ -30,6 +30,7 @@ from jvpnd.store.shared import Shared
 from jvpnd.store.table import Loaded, Written
 from jvpnd.store.watching import Watch
 
+CLOSE_S: Final = 2.0  # a thread that still waits for etcd then is left to itself
 OPEN_S: Final = 5.0  # then the node starts without having heard from etcd
 
 
@@ -59,7 +60,7 @@ class EtcdTable:
         shared = Shared(node, rows, self._mirror, self._contact, self._moved)
         bucket = Bucket(session_ttl_ms / 1000)
         self._lanes = [Lane(n, shared, bucket, Connection(access, login)) for n in range(LANES)]
-        self._watch = Watch(
+        watch = Watch(
             shared,
             nodes,
             settings.prefix,
@@ -76,6 +77,11 @@ class EtcdTable:
             self._contact,
             Connection(access, login),
         )
+        self._threads: list[Lane | Watch | Registration] = [
+            *self._lanes,
+            watch,
+            self._registration,
+        ]
         self._endpoints = tuple(endpoints)
         self._address = settings.address
         self._started_ms = wall_ms()
@@ -84,10 +90,8 @@ class EtcdTable:
         """Begin, and wait for what etcd holds, but not for long: it may come up after us. From now
         on the observer is told."""
         self._contact.open()
-        for lane in self._lanes:
-            lane.start()
-        self._watch.start()
-        self._registration.start()
+        for each in self._threads:
+            each.start()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(OPEN_S):
                 await self._is_read.wait()
@@ -99,11 +103,11 @@ class EtcdTable:
         self._contact.close()
 
     def _close(self) -> None:
-        for lane in self._lanes:
-            lane.close()
-        self._watch.stop()
-        self._registration.close()
-        self._watch.join()
+        until_s = time.monotonic() + CLOSE_S
+        for each in self._threads:
+            each.stop()
+        for each in self._threads:
+            each.join(max(0.0, until_s - time.monotonic()))
 
     @property
     def problem(self) -> str:

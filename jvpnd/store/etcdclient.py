@@ -177,12 +177,23 @@ class Connection:
                     login.token = ""
 
     def _told(self, error: Exception) -> str:
-        """Which member, and what it is about, without the addresses of objects."""
-        cause: BaseException = error
-        while cause.__cause__ or cause.__context__:
-            cause = cause.__cause__ or cause.__context__ or cause
-        words = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
-        return f"{self._members[self._at].base_url}: {words[:200]}"
+        return f"{self._members[self._at].base_url}: {_words(error)[:200]}"
+
+
+def _words(error: Exception) -> str:
+    if not isinstance(error, requests.RequestException):
+        return str(error)
+    return _said(error) or "the answer broke off"
+
+
+def _said(error: BaseException) -> str:
+    """What the system or OpenSSL said; the libraries in between wrap it."""
+    for inner in (error.__cause__, error.__context__, *error.args):
+        if isinstance(inner, BaseException) and (text := _said(inner)):
+            return text
+    if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
+        return error.strerror or str(error)
+    return ""
 
 
 def _session(access: EtcdAccess) -> requests.Session:

@@ -31,7 +31,6 @@ LANES: Final = 4
 QUEUE: Final = 4096  # of each lane: all that a gateway may have, after a restart
 BATCH: Final = 32  # etcd takes at most 128 operations in a transaction
 WITHIN_S: Final = 4.0  # from the call to the answer
-CLOSE_S: Final = 2.0
 NONSENSE: Final = (KeyError, TypeError, ValueError, AttributeError, IndexError)
 """What reading an answer raises that makes no sense."""
 
@@ -54,13 +53,14 @@ class Lane:
     def start(self) -> None:
         self._thread.start()
 
-    def close(self) -> None:
-        """What waits is still done, for a while."""
+    def stop(self) -> None:
+        """End when all that waits is done."""
         self._closing = True
         with contextlib.suppress(queue.Full):  # then it is awake
             self._queue.put_nowait(None)
-        if self._thread.is_alive():
-            self._thread.join(CLOSE_S)
+
+    def join(self, within_s: float) -> None:
+        self._thread.join(within_s)
 
     def put(self, job: Job) -> None:
         try:

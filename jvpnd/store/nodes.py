@@ -96,12 +96,13 @@ class Registration:
         """What `info` says has changed."""
         self._wake.set()
 
-    def close(self) -> None:
+    def stop(self) -> None:
         """The node goes at once, unless etcd is out of reach; then when its lease ends."""
         self._closing = True
         self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join(_REVOKE_S + self._each_s)
+
+    def join(self, within_s: float) -> None:
+        self._thread.join(within_s)
 
     @property
     def _each_s(self) -> float:
@@ -109,8 +110,9 @@ class Registration:
 
     def _run(self) -> None:
         while not self._closing:
+            wait_s = self._each_s if self._keep() else _RETRY_S
+            self._wake.wait(wait_s)
             self._wake.clear()
-            self._wake.wait(self._each_s if self._keep() else _RETRY_S)
         if self._lease:
             try:
                 leases.revoke(self._connection, self._lease, _REVOKE_S)

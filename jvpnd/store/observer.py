@@ -25,7 +25,8 @@ class StoreObserver(Protocol):
     """Is called in the event loop's thread."""
 
     def row_changed(self, session_id: str, owner: str | None) -> None:
-        """Another node wrote: the session is `owner`'s now, or is there no more (None)."""
+        """Another node wrote: the session is `owner`'s now. None: its row is there no more; that may
+        be told of what this node has expired itself too."""
 
     def nodes_changed(self, nodes: dict[str, NodeInfo]) -> None:
         """All nodes that are alive, this one too."""

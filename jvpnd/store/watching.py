@@ -21,7 +21,6 @@ from jvpnd.store.shared import Shared
 PAGE: Final = 256  # keys that are read at a time
 _READ_S: Final = 5.0  # for a page
 _RETRY_S: Final = 0.5
-_CLOSE_S: Final = 1.0
 _NONSENSE: Final = (*MISFITS, IndexError)
 
 
@@ -64,9 +63,8 @@ class Watch:
         """With the next event, as that this node's own key goes, or silence, it ends."""
         self._closing.set()
 
-    def join(self) -> None:
-        if self._thread.is_alive():
-            self._thread.join(_CLOSE_S)
+    def join(self, within_s: float) -> None:
+        self._thread.join(within_s)
 
     def _run(self) -> None:
         while not self._closing.is_set():
