@@ -20,6 +20,7 @@ from jvpnd.shell import Core, CoreDriver
 
 if TYPE_CHECKING:  # a daemon loads the shell of its own role only
     from jvpnd.client import ClientShell
+    from jvpnd.cluster import Cluster
     from jvpnd.gateway import GatewayShell
 
 Args = Mapping[str, Any]
@@ -69,7 +70,12 @@ def client_handlers(
         finally:
             shell.tape.listeners.discard(coming)
 
+    def no_cluster(_: Args) -> Any:
+        raise Refused("WRONG_ROLE", "a client is no node of a cluster: ask a gateway")
+
     return {
+        "cluster": _plain(no_cluster),
+        "drain": _plain(no_cluster),
         "status": _plain(
             lambda _: {
                 **status.client_status(shell, tun),
@@ -116,22 +122,22 @@ def gateway_handlers(
     async def sessions(_: Args) -> Any:
         return await status.gateway_sessions(shell)
 
-    def cluster(_: Args) -> Any:
+    def node() -> Cluster:
         if shell.cluster is None:
             raise Refused("WRONG_ROLE", "this gateway is alone: its configuration has no [cluster]")
-        return shell.cluster.status()
+        return shell.cluster
 
     def drain(args: Args) -> Any:
-        before = cluster(args)
-        if not isinstance(args.get("leave"), bool):
+        leave = args.get("leave")
+        if not isinstance(leave, bool):
             raise Refused("USAGE", "leave must be true or false")
-        shell.cluster.leave(args["leave"])  # type: ignore[union-attr]
-        return {"draining": args["leave"], "sessions": before["sessions"]}
+        node().leave(leave)
+        return {"draining": leave, "sessions": len(shell.core.sessions)}
 
     return {
         "status": whole,
         "sessions": sessions,
-        "cluster": _plain(cluster),
+        "cluster": _plain(lambda _: node().status()),
         "drain": _plain(drain),
         "paths": _plain(no_paths),
         "switch": _plain(no_paths),

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from jvpnd.configcluster import ClusterSettings, EtcdAccess
+from jvpnd.core.ownership import RowSeen
 from jvpnd.core.peer import Stored
 from jvpnd.store.etcd import EtcdTable
 from jvpnd.store.observer import NodeInfo
@@ -44,8 +45,12 @@ class Observer:
         self.seen_ms: list[float] = []
         self._news = asyncio.Event()
 
-    def row_changed(self, session_id: str, owner: str | None) -> None:
-        self.moves.append((session_id, owner))
+    def row_seen(self, seen: RowSeen) -> None:
+        self.moves.append((seen.session_id.hex(), seen.owner))
+        self._news.set()
+
+    def row_gone(self, session_id: bytes) -> None:
+        self.moves.append((session_id.hex(), None))
         self._news.set()
 
     def nodes_changed(self, nodes: dict[str, NodeInfo]) -> None:

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Final
 
 from jvpnd.configcluster import ClusterSettings
+from jvpnd.core.ownership import RowSeen
 from jvpnd.core.sessionrow import Row
 from jvpnd.host import wall_ms
 from jvpnd.store.contact import Contact
@@ -153,8 +154,8 @@ class EtcdTable:
         count = self._mirror.count_of(self._node)
         return NodeInfo(self._state, self._endpoints, self._address, count, self._started_ms)
 
-    def _moved(self, session_id: str, owner: str | None) -> None:
-        self._contact.tell(partial(self._tell_moved, session_id, owner))
+    def _moved(self, session_id: str, seen: RowSeen | None) -> None:
+        self._contact.tell(partial(self._tell_moved, session_id, seen))
 
     def _nodes_changed(self, nodes: dict[str, NodeInfo]) -> None:
         self._contact.tell(partial(self._tell_nodes, nodes))
@@ -168,9 +169,13 @@ class EtcdTable:
         if self.observer is not None:
             self.observer.store_seen(at_ms)
 
-    def _tell_moved(self, session_id: str, owner: str | None) -> None:
-        if self.observer is not None:
-            self.observer.row_changed(session_id, owner)
+    def _tell_moved(self, session_id: str, seen: RowSeen | None) -> None:
+        if self.observer is None:
+            return
+        if seen is None:
+            self.observer.row_gone(bytes.fromhex(session_id))
+        else:
+            self.observer.row_seen(seen)
 
     def _tell_nodes(self, nodes: dict[str, NodeInfo]) -> None:
         if self.observer is not None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from jvpnd.core.ownership import RowSeen
 from jvpnd.core.sessionrow import MISFITS, Row, number_of
 from jvpnd.host import now_ms, wall_ms
 from jvpnd.store.mirror import Known
@@ -27,6 +28,18 @@ class Found:
 
     known: Known
     row: Row
+
+    def seen(self) -> RowSeen:
+        """What the core is told of it, if it is another node's. Raises one of MISFITS."""
+        row: Mapping[str, Any] = self.row
+        return RowSeen(
+            bytes.fromhex(row["session_id"]),
+            self.known.owner,
+            str(row["client"]),
+            str(row["state"]),
+            self.known.version,
+            float(row["created_ms"]),
+        )
 
 
 class EtcdRows:

@@ -156,7 +156,7 @@ class Lane:
         if found is None:
             return None, Stored.UNAVAILABLE
         if its.mirror.put(session_id, found.known) and found.known.owner != its.node:
-            its.moved(session_id, found.known.owner)
+            its.moved(session_id, found.seen())
         return found.row, Stored.OK
 
     # --- the transaction ---

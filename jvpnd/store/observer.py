@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from jvpnd.core.ownership import RowSeen
+
 READY, DRAINING = "ready", "draining"
 
 
@@ -24,9 +26,11 @@ class NodeInfo:
 class StoreObserver(Protocol):
     """Is called in the event loop's thread."""
 
-    def row_changed(self, session_id: str, owner: str | None) -> None:
-        """Another node wrote: the session is `owner`'s now. None: its row is there no more; that may
-        be told of what this node has expired itself too."""
+    def row_seen(self, seen: RowSeen) -> None:
+        """Another node wrote, and the session is its own now."""
+
+    def row_gone(self, session_id: bytes) -> None:
+        """Its row is there no more; that may be told of what this node has expired itself too."""
 
     def nodes_changed(self, nodes: dict[str, NodeInfo]) -> None:
         """All nodes that are alive, this one too."""

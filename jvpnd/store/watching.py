@@ -152,7 +152,7 @@ class Watch:
         if found.known.owner == self._shared.node:
             return found.row
         if is_other:
-            self._shared.moved(session_id, found.known.owner)
+            self._shared.moved(session_id, found.seen())
         return None
 
     def _set_alive(self, alive: dict[str, NodeInfo]) -> None:

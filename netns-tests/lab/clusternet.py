@@ -113,7 +113,7 @@ class Cluster:
         more: Mapping[str, str] = MappingProxyType({}),
         named: bool = True,
     ) -> None:
-        """`cluster`: more lines for `[cluster]`. `more`: lines for a node's file, by label. `named`:
+        """`cluster`: more lines for `[cluster]`. `more`: lines of a node's file, by label. `named`:
         the client's file names both nodes; else it knows only where `a` is."""
         self.net = net
         self._stack = contextlib.ExitStack()
