@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import socket
 from collections.abc import Collection, Iterable
 from typing import Final
@@ -26,13 +27,14 @@ from jvpnd.net.ownplan import NOBODY, Holding, canonical, network_of, networks_o
 
 _LINK_GROUPS: Final = (1, 5, 9)  # RTNLGRP_LINK, IPV4_IFADDR, IPV6_IFADDR
 _BATCH: Final = 256  # messages taken before the rest of the daemon gets its turn
+SLICE: Final = 1024  # networks at once, lest the event loop waits for thousands
 STOCK_S: Final = 0.5
 """From a change of an interface, or a failure, until everything is looked at again."""
 
 
 class OwnedAddresses:
     """Call `own`, `lend` and `forget` as often as you like; they return at once, and what is asked
-    in one turn of the loop, or while a change is under way, goes to the kernel as one change.
+    in one turn of the loop, or while a change is under way, goes to the kernel together.
 
     Addresses are single hosts ("10.77.0.2"), networks are CIDR. `settings` and `announce` say on
     which interfaces clients are answered for and announced (None: wherever they are answered for).
@@ -155,18 +157,24 @@ class OwnedAddresses:
 
     async def _flush(self) -> None:
         self._is_queued = False
-        asked: dict[str, bool] = {}
         try:
             if self._is_stale:
                 for network in (*await self._entries.take_stock(), *self._held):
                     self._dirty.setdefault(network, False)
                 self._is_stale = False
-            asked, self._dirty = self._dirty, {}
+            while self._dirty:
+                await self._change_some(list(itertools.islice(self._dirty, SLICE)))
+        except BaseException:
+            self._look_later()
+            raise
+
+    async def _change_some(self, networks: list[str]) -> None:
+        asked = {network: self._dirty.pop(network) for network in networks}
+        try:
             await self._change(asked)
         except BaseException:
             for network, is_asked in asked.items():
                 self._dirty[network] = is_asked or self._dirty.get(network, False)
-            self._look_later()
             raise
 
     async def _change(self, asked: dict[str, bool]) -> None:
