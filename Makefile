@@ -2,6 +2,7 @@
 #   make venv   .venv with the project in it       make lint   ruff, mypy --strict
 #   make test   unit, simulation and netns tests   sudo make demo   see it work, under a minute
 #   make simulate   the simulation's stories (docs/simulation.md); make soak SECONDS=n   others, for n seconds
+#   make model   the rules of ownership in a cluster, every order of steps (docs/simulation.md)
 #   make measure   how long traffic stops; ARGS="--soak 60" looks for false switches instead
 #   make bench   how fast, beside other VPNs; ARGS="--quick" for a first look, WIREGUARD_GO=a newer one
 #   make scale   ten thousand clients of one gateway
@@ -25,7 +26,7 @@ ACCEPTANCE_PACKAGES := systemd-container mmdebstrap
 BENCH_PACKAGES := wireguard-go wireguard-tools openvpn
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: packages bench-packages deb-packages root venv lint unit simulate soak netns test demo measure bench scale lossy \
+.PHONY: packages bench-packages deb-packages root venv lint unit simulate soak model netns test demo measure bench scale lossy \
   deb deb-check acceptance lock clean
 
 define install
@@ -81,6 +82,10 @@ simulate: venv
 
 soak: venv
 	$(BIN)/python -m tests.simulation.soak --seconds $(SECONDS)
+
+# Larger bounds than those of `make unit`, which goes through the same model.
+model: venv
+	$(BIN)/python -m tests.model.search
 
 netns: venv root
 	$(AS_ROOT) $(BIN)/python -m pytest netns-tests
