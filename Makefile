@@ -26,8 +26,8 @@ ACCEPTANCE_PACKAGES := systemd-container mmdebstrap
 BENCH_PACKAGES := wireguard-go wireguard-tools openvpn
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: packages bench-packages deb-packages root venv lint unit simulate soak model netns test demo measure bench scale lossy \
-  deb deb-check acceptance lock clean
+.PHONY: packages bench-packages deb-packages root venv lint unit simulate soak model netns test demo measure bench scale \
+  lossy deb deb-check acceptance lock clean
 
 define install
 	@missing=""; for p in $(1); do \

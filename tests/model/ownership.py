@@ -38,6 +38,7 @@ class Bounds:
     attempts: int = 2  # that the client makes, after it was born at node A with attempt 1
     writes: int = 1  # of the owner, that bind nothing
     crashes: bool = True  # of nodes, any number
+    refusals: bool = False  # for reasons of policy: the node remembers the attempt, nobody else
 
     def __str__(self) -> str:
         crashes = "any number of" if self.crashes else "no"
@@ -100,6 +101,7 @@ class State(NamedTuple):
     # own write that the store has).
     wrote: tuple[tuple[int, ...], ...]
     bound: tuple[tuple[tuple[int, bool], ...], ...]
+    refused: frozenset[int]  # attempts
     writes: int  # of the owner, that are left
 
 
@@ -120,6 +122,7 @@ def start(bounds: Bounds) -> State:
         frozenset(),
         (nothing, (0,), *none),
         (nothing, ((0, True),), *none),
+        frozenset(),
         bounds.writes,
     )
 
@@ -135,7 +138,7 @@ def steps(state: State, rules: Rules, bounds: Bounds) -> Iterator[Step]:
         if node is None:
             yield Step(f"{name(at)} starts", MISCHANCE, _restart(state, at))
         else:
-            yield from _requests(state, rules, at, node)
+            yield from _requests(state, rules, bounds, at, node)
             yield from _store(state, rules, at, node)
             yield from _mischance(state, rules, bounds, at, node)
     for owner, attempt in state.late:
@@ -173,7 +176,7 @@ def _client(state: State, rules: Rules, bounds: Bounds) -> Iterator[Step]:
 # --- requests ---
 
 
-def _requests(state: State, rules: Rules, at: int, node: Node) -> Iterator[Step]:
+def _requests(state: State, rules: Rules, bounds: Bounds, at: int, node: Node) -> Iterator[Step]:
     """Of any age, from the client or from somebody who has seen it."""
     if node.job is not None:
         return
@@ -192,6 +195,10 @@ def _requests(state: State, rules: Rules, at: int, node: Node) -> Iterator[Step]
             continue
         label = f"{name(at)} gets the request of attempt {attempt}"
         yield Step(label, at if is_fresh else MISCHANCE, after)
+        if bounds.refusals and held is not None and attempt > held.attempt:
+            refusing = _set(state, at, node._replace(held=held._replace(attempt=attempt)))
+            refusing = refusing._replace(refused=state.refused | {attempt})
+            yield Step(f"{name(at)} refuses attempt {attempt}", MISCHANCE, refusing)
 
 
 def _swap(state: State, rules: Rules, at: int, node: Node, job: Job) -> State:
@@ -304,7 +311,8 @@ def _loaded(state: State, rules: Rules, at: int, node: Node, job: Job) -> State:
     if row.owner != at:
         node = _fence(rules, node, row.version)
     elif node.held is not None and row.version > max(node.held.version, node.heard):
-        node = node._replace(held=Held(row.version, node.held.sends, row.attempt))
+        attempt = max(row.attempt, node.held.attempt)  # what it has refused stays refused
+        node = node._replace(held=Held(row.version, node.held.sends, attempt))
     if job.attempt == 0 or job.unsure or (rules.attempts_rise and job.attempt <= row.attempt):
         return _give_up(state, at, node)
     again = Job(job.attempt, "swap", job.loads, row.version)

@@ -50,6 +50,8 @@ def _of_binding(before: State, after: State) -> str | None:
             return "bound without a write of its own that the store took"
         if len(holders) > 1:
             return "an epoch was bound twice"
+        if holders != before.bound[attempt] and attempt in after.refused:
+            return "a request that was refused binds"
     return None
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import pytest
 
 from .lean import lean
-from .ownership import Bounds, Rules, State
-from .search import BrokenError, search, stuck
+from .ownership import CLIENT, Bounds, Client, Held, Node, Row, Rules, State, Step, start
+from .search import BrokenError, broken, search, stuck
 
 RIGHT = Rules()
 SECONDS = [
@@ -124,6 +124,34 @@ def test_a_rule_that_is_left_out_is_missed(mutation: Mutation) -> None:
         stuck(search(mutation.rules, mutation.bounds), mutation.bounds)
     assert caught.value.what == mutation.breaks
     assert caught.value.trace[-1] == mutation.ends
+
+
+FIRST = start(SMALL)
+WRONG = {
+    "two nodes speak under the client's epoch": FIRST._replace(
+        nodes=(Node(Held(1, 1, 1)), Node(Held(1, 1, 1)))
+    ),
+    "the client took the ACK of a node that was not the owner": FIRST._replace(
+        client=Client(epoch=1, home=1)
+    ),
+    "an epoch was bound twice": FIRST._replace(bound=((), ((0, True), (0, True)), ())),
+    "the stored version or attempt went back": FIRST._replace(row=Row(2, 0, 0)),
+    "a replayed request binds again": FIRST._replace(wrote=((), (0, 0), ())),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_no_single_mutation_gets_to_is_seen_too(what: str) -> None:
+    """Invariants before which another breaks."""
+    assert broken(FIRST, Step("made up", CLIENT, WRONG[what])) == what
+
+
+def test_a_refusal_is_known_to_the_node_that_refused_alone() -> None:
+    """A limit: a copy of the request binds elsewhere, until it is too old (`proof_max_age_ms`)."""
+    with pytest.raises(BrokenError) as caught:
+        search(RIGHT, replace(SMALL, crashes=False, refusals=True))
+    assert caught.value.what == "a request that was refused binds"
+    assert "B gets the request of attempt 2" in caught.value.trace
 
 
 @pytest.mark.parametrize("crashes", [False, True])
