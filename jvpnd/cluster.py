@@ -60,6 +60,11 @@ class Cluster:
         self._newest: dict[str, bytes] = {}  # of them, by client
         self._seen_ms: float | None = None
 
+    async def open(self) -> None:
+        """Hear what the table holds."""
+        if self._table is not None:
+            await self._table.open()
+
     # --- the table tells ---
 
     def row_seen(self, seen: RowSeen) -> None:

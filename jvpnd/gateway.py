@@ -158,8 +158,11 @@ class GatewayShell:
     async def start(self) -> None:
         """Bring up the data plane, take up the sessions of before and listen; the interface comes
         last, since after a restart it is there."""
-        rows, interface = self._table.rows(), self.config.interface
+        interface = self.config.interface
         await self.plane.ready(self)
+        if self.cluster is not None:
+            await self.cluster.open()
+        rows = self._table.rows()
         self.listeners.start(self.plane)
         if rows:
             self._take_up(rows)

@@ -112,7 +112,6 @@ async def _serve(
         stack.push_async_callback(shell.stop)
         if cluster is not None:
             stack.push_async_callback(cluster.close)
-            await cluster.open()
         await shell.start()
         handlers, measure = interface()
         server.handlers = {**handlers, "reload": _reloading(config_file, config, shell)}

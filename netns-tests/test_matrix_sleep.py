@@ -200,13 +200,8 @@ class Clock:
             "FAKETIME_TIMESTAMP_FILE": str(self._file),
             "FAKETIME_NO_CACHE": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-<<<<<<< ours
             # Else it takes the monotonic time-outs of locks for wall time: with a clock that was
             # set back they are over at once, and threads spin for the interpreter's lock.
-=======
-            # Else it takes the monotonic time-outs of locks for wall time: with a clock that was set
-            # back they are over at once, and threads spin for the interpreter's lock.
->>>>>>> theirs
             "FAKETIME_FORCE_MONOTONIC_FIX": "0",
         }
 
