@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -44,17 +44,17 @@ class Cluster:
         plane: DataPlane,
         table: EtcdTable | None,
         traffic: OwnedAddresses,
-        client_of: Callable[[str], Client | None],
+        clients: Iterable[Client],
     ) -> None:
-        """`table`: None where each node has its own, which is not told of here. `client_of`: the
-        client that the configuration lists under a name."""
+        """`table`: None where each node has its own, which is not told of here. `clients`: as the
+        configuration lists them."""
         self._node = node
         self._core = core
         self._pump = pump
         self._plane = plane
         self._table = table
         self.traffic = traffic
-        self._client_of = client_of
+        self._clients = {client.name: client for client in clients}
         self._nodes: dict[str, NodeInfo] = {}
         self._elsewhere: dict[bytes, _Elsewhere] = {}
         self._newest: dict[str, bytes] = {}  # of them, by client
@@ -119,6 +119,14 @@ class Cluster:
             del self._elsewhere[session_id]
         self.traffic.own((), inner)
 
+    def relist(self, clients: Iterable[Client]) -> None:
+        """The configuration lists these now."""
+        before, self._clients = self._clients, {client.name: client for client in clients}
+        for name, client in before.items():
+            if name in self._newest and self._clients.get(name) != client:
+                self.traffic.forget(client.address, client.networks)
+                self._follow(self._elsewhere[self._newest[name]])
+
     def session_down(self, inner: Sequence[str]) -> None:
         """They are not served here any more; perhaps elsewhere, which is told after."""
         self.traffic.forget((), inner)
@@ -132,7 +140,7 @@ class Cluster:
 
     def _follow(self, its: _Elsewhere) -> None:
         """Send what is for a client of another node there."""
-        client = self._client_of(its.client)
+        client = self._clients.get(its.client)
         if client is not None:
             via = _address_of(self._nodes, its.owner)
             self.traffic.lend(client.address, client.networks, via, its.owner)
@@ -142,7 +150,7 @@ class Cluster:
         if its is None or self._newest.get(its.client) != session_id:
             return
         del self._newest[its.client]
-        client = self._client_of(its.client)
+        client = self._clients.get(its.client)
         if client is not None:
             self.traffic.forget(client.address, client.networks)
 

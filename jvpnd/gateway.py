@@ -45,6 +45,7 @@ from jvpnd.host import has_aes, now_ms
 from jvpnd.listeners import Listeners
 from jvpnd.narrowpaths import NarrowPaths
 from jvpnd.net.firewall import Lookout
+from jvpnd.net.forwardplan import Forwarding
 from jvpnd.net.routes import HostNetwork
 from jvpnd.net.tun import Tun
 from jvpnd.observe.log import EventLog
@@ -130,7 +131,6 @@ class GatewayShell:
         self._totals_ms = 0.0
         self._free = list(range(SLOTS - 1, -1, -1))
         self._inner: dict[bytes, tuple[str, ...]] = {}
-        self._by_name = {client.name: client for client in config.clients}
         self.listeners = Listeners(
             config.listen, plane.lanes, config.node, runtime, config.limits.connections
         )
@@ -146,12 +146,12 @@ class GatewayShell:
             self._tun.name,
             config.node,
             self._network.state,
-            config.forwarding,
+            self._forwarding,
             config.cluster.announce or None,
             str(config.cluster.hook) if config.cluster.hook else None,
         )
         its = self.core, self.driver.pump, self.plane
-        self.cluster = Cluster(config.node, *its, table, traffic, self._by_name.get)
+        self.cluster = Cluster(config.node, *its, table, traffic, config.clients)
         if table is not None:
             table.observer = self.cluster
 
@@ -185,6 +185,10 @@ class GatewayShell:
             useless = self.core.restore(began_ms, rows)
             self._table.expire(useless)
             self.driver.pump()
+        if self.cluster is not None:  # their packets have to come here to wait
+            for peer in self.core.sessions.values():
+                inner = _inner(peer.session.addresses, peer.entry.networks)
+                self.cluster.session_up(peer.session.client, inner)
         self._held_until_ms = began_ms + HOLD_MS
         _log.info("%d sessions of before are taken up", len(self.core.sessions))
 
@@ -202,8 +206,8 @@ class GatewayShell:
         """Put the clients of `config` in place of those of before, in the host's routes too."""
         before = _networks(self.config)
         self.config = replace(self.config, clients=config.clients)
-        self._by_name.clear()
-        self._by_name.update((client.name, client) for client in config.clients)
+        if self.cluster is not None:
+            self.cluster.relist(config.clients)
         entries = await asyncio.to_thread(_entries, self.config)  # there may be thousands
         change = self.core.apply_clients(now_ms(), entries)
         self.driver.pump()
@@ -216,8 +220,12 @@ class GatewayShell:
     async def _forward(self) -> None:
         hosts = [address for client in self.config.clients for address in client.address]
         self._notes = await self._network.forward(
-            self.config.forwarding, self.config.interface.address, hosts
+            self._forwarding, self.config.interface.address, hosts
         )
+
+    @property
+    def _forwarding(self) -> Forwarding:
+        return replace(self.config.forwarding, cluster=self.config.cluster is not None)
 
     async def notes(self) -> list[str]:
         """What of forwarding this host does not do, and what is in its way."""
