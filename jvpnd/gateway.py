@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import ipaddress
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jvpnd.config import Client, Config
-from jvpnd.configendpoint import ip_of
+from jvpnd.config import Config
 from jvpnd.core.constants import SCAN_MS
 from jvpnd.core.effects import (
     BindReceive,
@@ -33,13 +31,14 @@ from jvpnd.core.effects import (
 )
 from jvpnd.core.gateway import Gateway
 from jvpnd.core.listing import ListChange
-from jvpnd.core.nodes import Sharing
-from jvpnd.core.peer import ClientEntry, Stored
+from jvpnd.core.peer import Stored
 from jvpnd.core.sessionrow import Row
 from jvpnd.core.states import State
 from jvpnd.core.wire import PacketType
 from jvpnd.dataplane.counters import SLOTS
 from jvpnd.dataplane.plane import DataPlane
+from jvpnd.entries import entries, networks_behind, sharing, told_endpoints
+from jvpnd.entries import inner as inner_of
 from jvpnd.entropy import SystemEntropy
 from jvpnd.host import has_aes, now_ms
 from jvpnd.listeners import Listeners
@@ -54,7 +53,6 @@ from jvpnd.shell import CoreDriver
 from jvpnd.store.meter import StoreMeter
 from jvpnd.store.table import SessionTable
 from jvpnd.transport.backlog import SAMPLE_MS, Backlog
-from jvpnd.transport.endpoint import Listen
 
 if TYPE_CHECKING:  # of a node of a cluster only
     from jvpnd.cluster import Cluster
@@ -91,13 +89,13 @@ class GatewayShell:
         self.core = Gateway(
             config.node,
             config.private_key,
-            _entries(config),
+            entries(config),
             config.policy,
             SystemEntropy(),
             has_aes(config.disabled),
             [Endpoint(*each) for each in told_endpoints(config)],
             config.limits.core,
-            _sharing(config),
+            sharing(config),
         )
         self.cluster: Cluster | None = None
         self.driver = CoreDriver(
@@ -172,7 +170,7 @@ class GatewayShell:
         await self._forward()
         await self._network.configure(interface.address, interface.mtu)
         if self.cluster is None:
-            await self._network.route("split", _networks(self.config))
+            await self._network.route("split", networks_behind(self.config))
         else:
             await self.cluster.traffic.start()
         self._network.enable_forwarding()
@@ -187,7 +185,7 @@ class GatewayShell:
             self.driver.pump()
         if self.cluster is not None:  # their packets have to come here to wait
             for peer in self.core.sessions.values():
-                inner = _inner(peer.session.addresses, peer.entry.networks)
+                inner = inner_of(peer.session.addresses, peer.entry.networks)
                 self.cluster.session_up(peer.session.client, inner)
         self._held_until_ms = began_ms + HOLD_MS
         _log.info("%d sessions of before are taken up", len(self.core.sessions))
@@ -204,15 +202,15 @@ class GatewayShell:
 
     async def apply_config(self, config: Config) -> ListChange:
         """Put the clients of `config` in place of those of before, in the host's routes too."""
-        before = _networks(self.config)
+        before = networks_behind(self.config)
         self.config = replace(self.config, clients=config.clients)
         if self.cluster is not None:
             self.cluster.relist(config.clients)
-        entries = await asyncio.to_thread(_entries, self.config)  # there may be thousands
-        change = self.core.apply_clients(now_ms(), entries)
+        listed = await asyncio.to_thread(entries, self.config)  # there may be thousands
+        change = self.core.apply_clients(now_ms(), listed)
         self.driver.pump()
         await self._forward()
-        networks = _networks(self.config)
+        networks = networks_behind(self.config)
         if networks != before and self.cluster is None:
             await self._network.route("split", networks)
         return change
@@ -330,7 +328,7 @@ class GatewayShell:
     def _session_up(self, effect: SessionUp) -> None:
         slot = self._free.pop()
         self.slots[effect.session_id] = slot
-        self._inner[effect.session_id] = _inner(effect.addresses, effect.networks)
+        self._inner[effect.session_id] = inner_of(effect.addresses, effect.networks)
         self.plane.set_routes(slot, self._inner[effect.session_id])
         if self.cluster is not None:
             client = self.core.sessions[effect.session_id].session.client
@@ -339,7 +337,7 @@ class GatewayShell:
     def _networks_changed(self, effect: NetworksChanged) -> None:
         slot, peer = self.slots.get(effect.session_id), self.core.sessions.get(effect.session_id)
         if slot is not None and peer is not None:
-            inner = _inner(peer.session.addresses, effect.networks)
+            inner = inner_of(peer.session.addresses, effect.networks)
             before, self._inner[effect.session_id] = self._inner[effect.session_id], inner
             self.plane.set_sources(slot, inner)
             self.plane.set_routes(slot, inner)
@@ -394,52 +392,3 @@ class GatewayShell:
             self.rates.sample(now, totals["tx_bytes"], totals["rx_bytes"])
             if self._backlog.sample(now, totals["tx_bytes"]):
                 self.listeners.limit_unsent(self._backlog.limit)
-
-
-def told_endpoints(config: Config) -> list[tuple[str, str, int]]:
-    """(transport, address, port) where clients are told to reach this gateway."""
-    return [(each.transport, _told(each), each.port) for each in config.listen]
-
-
-def _sharing(config: Config) -> Sharing:
-    if config.cluster is None:
-        return Sharing.ALONE
-    return Sharing.STICKY if config.cluster.etcd is None else Sharing.STORE
-
-
-def _told(listen: Listen) -> str:
-    """The address that clients are told; "": the one by which they have come, as with a name."""
-    return listen.advertise if ip_of(listen.advertise) is not None else ""
-
-
-def _inner(addresses: Sequence[str], networks: Sequence[str]) -> tuple[str, ...]:
-    """What a session may send from, and is sent what is for."""
-    return (*_hosts(addresses), *networks)
-
-
-def _hosts(addresses: Sequence[str]) -> tuple[str, ...]:
-    """Addresses without the length of their prefix."""
-    return tuple(str(ipaddress.ip_interface(address).ip) for address in addresses)
-
-
-def _networks(config: Config) -> list[str]:
-    """What is behind the clients."""
-    return [network for client in config.clients for network in client.networks]
-
-
-def _entries(config: Config) -> list[ClientEntry]:
-    return [_entry(client, config.interface.address) for client in config.clients]
-
-
-def _entry(client: Client, own: tuple[str, ...]) -> ClientEntry:
-    """A client's addresses with the prefix length of the gateway's network that they are in."""
-    networks = [ipaddress.ip_interface(address).network for address in own]
-    addresses = []
-    for text in client.address:
-        host = ipaddress.ip_interface(text).ip
-        prefix = next((n.prefixlen for n in networks if host in n), host.max_prefixlen)
-        addresses.append(f"{host}/{prefix}")
-    return ClientEntry(
-        client.name, client.public_key, tuple(addresses), client.networks, client.preshared_key
-    )
-

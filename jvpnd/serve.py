@@ -228,7 +228,7 @@ def _cluster_table(config: Config) -> EtcdTable | None:
     """The table that this gateway shares with others."""
     if config.cluster is None or config.cluster.etcd is None:
         return None
-    from jvpnd.gateway import told_endpoints
+    from jvpnd.entries import told_endpoints
     from jvpnd.store.etcd import EtcdTable  # an extra
 
     ttl_ms = config.policy.session_ttl_ms
