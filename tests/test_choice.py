@@ -234,3 +234,24 @@ def test_home_is_a_better_uplink_that_is_fit() -> None:
     assert home(wwan, [wlan, lossy(eth)], policy, NOW_MS) is wlan
     eth.died_ms = NOW_MS
     assert home(wlan, [eth], policy, NOW_MS) is None
+
+
+def test_a_path_to_another_node_has_its_turn_among_the_candidates() -> None:
+    mine, away = [path(f"mine{number}", 20) for number in range(5)], path("away", 20)
+    away.is_elsewhere = True
+    assert away in candidates([*mine, away], mine[4], Policy(max_candidates=3))
+
+
+def test_of_paths_that_are_well_those_to_the_sessions_own_node_come_first() -> None:
+    mine, away = path("mine", 80), path("away", 20)
+    away.is_elsewhere = True
+    assert names([away, mine]) == ["mine", "away"]
+    mine.takes_sessions = False
+    assert names([away, mine]) == ["away", "mine"]
+
+
+def test_nobody_moves_by_choice_to_a_node_that_turns_sessions_away() -> None:
+    bound, away = lossy(path("bound", 20)), path("away", 20)
+    assert rescue(bound, [away], Policy(), NOW_MS) is away
+    away.is_wrong = True
+    assert rescue(bound, [away], Policy(), NOW_MS) is None

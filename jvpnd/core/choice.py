@@ -12,14 +12,15 @@ from jvpnd.core.policy import Policy
 
 def candidates(paths: Iterable[Path], bound: Path | None, policy: Policy) -> list[Path]:
     """The paths that the policy allows, at most max_candidates: the bound one, then the preferred
-    one of each transport, then the second of each."""
+    one of each transport, then the second of each; to the session's node and to others by turns."""
     allowed = [p for p in paths if policy.allows(p.info.transport, p.info.uplink)]
     allowed.sort(key=lambda p: (_preference(p, policy), p.added_ms, p.id))
-    seen: Counter[str] = Counter()
+    seen: Counter[tuple[str, bool]] = Counter()
     turns = {}
     for path in allowed:
-        turns[path.id] = seen[path.info.transport]
-        seen[path.info.transport] += 1
+        kind = path.info.transport, path.is_elsewhere
+        turns[path.id] = seen[kind]
+        seen[kind] += 1
     allowed.sort(key=lambda p: (p is not bound, turns[p.id]))
     return allowed[: policy.max_candidates]
 
