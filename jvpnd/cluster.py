@@ -60,10 +60,10 @@ class Cluster:
         self._newest: dict[str, bytes] = {}  # of them, by client
         self._seen_ms: float | None = None
 
-    async def open(self) -> None:
-        """Hear what the table holds."""
+    def listen(self) -> None:
+        """Be told what other nodes do, and have done since it was opened."""
         if self._table is not None:
-            await self._table.open()
+            self._table.observe(self)
 
     # --- the table tells ---
 

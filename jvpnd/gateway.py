@@ -150,23 +150,20 @@ class GatewayShell:
         )
         its = self.core, self.driver.pump, self.plane
         self.cluster = Cluster(config.node, *its, table, traffic, config.clients)
-        if table is not None:
-            table.observer = self.cluster
 
     async def start(self) -> None:
         """Bring up the data plane, take up the sessions of before and listen; the interface comes
         last, since after a restart it is there."""
-        interface = self.config.interface
+        rows, interface = self._table.rows(), self.config.interface
         await self.plane.ready(self)
-        if self.cluster is not None:
-            await self.cluster.open()
-        rows = self._table.rows()
         self.listeners.start(self.plane)
         if rows:
             self._take_up(rows)
         else:
             self.plane.pause(False)
         self.driver.pump()
+        if self.cluster is not None:
+            self.cluster.listen()
         await self._forward()
         await self._network.configure(interface.address, interface.mtu)
         if self.cluster is None:

@@ -103,6 +103,9 @@ async def _serve(
             with _usable(runtime):
                 table = SqliteTable(runtime / "sessions.db", _owner(config))
             stack.callback(table.close)
+        else:
+            stack.push_async_callback(cluster.close)
+            await cluster.open()
         plane = DataPlane(launched, queues, tun.offloads, config.interface.mtu, paused=True)
         stack.push_async_callback(plane.close)
         make = _client if config.role == "client" else _gateway
@@ -110,7 +113,7 @@ async def _serve(
             Parts(config, tun, plane, network, events, table, cluster, telemetry, runtime)
         )
         stack.push_async_callback(shell.stop)
-        if cluster is not None:
+        if cluster is not None:  # no more answers come in while the rest is taken down
             stack.push_async_callback(cluster.close)
         await shell.start()
         handlers, measure = interface()

@@ -11,7 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,23 +40,14 @@ class Etcd:
     """A cluster; `access` is how a client reaches it."""
 
     def __init__(
-        self,
-        folder: Path,
-        members: int = 1,
-        tls: bool = False,
-        address: str = "127.0.0.1",
-        before: Sequence[str] = (),
+        self, folder: Path, members: int = 1, tls: bool = False, address: str = "127.0.0.1"
     ) -> None:
-        """`folder`: for data, logs and certificates. `before`: in front of the command, as
-        `ip netns exec NAME`."""
+        """`folder`: for data, logs and certificates. `address`: of all members."""
         self._folder = folder
         self._address = address
-        self._before = before
         self._running: dict[int, subprocess.Popen[bytes]] = {}
-        ports = _free_ports(2 * members, address if not before else "127.0.0.1")
-        self.members = [
-            Member(f"m{n}", ports[2 * n], ports[2 * n + 1]) for n in range(members)
-        ]
+        ports = _free_ports(2 * members, address)
+        self.members = [Member(f"m{n}", *ports[2 * n : 2 * n + 2]) for n in range(members)]
         self._scheme = "https" if tls else "http"
         ends = tuple((self._scheme, address, each.port) for each in self.members)
         self.access = EtcdAccess(ends)
@@ -116,7 +107,7 @@ class Etcd:
         )
         peers = (f"{m.name}=http://{self._address}:{m.peer_port}" for m in self.members)
         command = [
-            *(*self._before, BINARY or "etcd", "--name", member.name),
+            *(BINARY or "etcd", "--name", member.name),
             *("--data-dir", str(self._folder / member.name)),
             *("--listen-client-urls", client, "--advertise-client-urls", client),
             *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),

@@ -107,8 +107,8 @@ async def node(
     """One that is open."""
     settings = ClusterSettings(access, keys, prefix, ttl_s, ("10.0.0.7",))
     table, observer = EtcdTable(settings, name, ENDPOINTS, DAY_MS), Observer()
-    table.observer = observer
     await table.open()
+    table.observe(observer)
     try:
         yield Node(table, observer)
     finally:

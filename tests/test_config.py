@@ -917,7 +917,7 @@ def test_the_docs_have_every_key() -> None:
     headings = re.findall(r"^## `\[*([a-z.]+)\]*`", text, re.MULTILINE)
     for name in ("identity", "interface", "gateway", "gateway.endpoint", "uplinks", "routes"):
         assert name in headings
-    for name in ("dns", "listen", "client", "policy", "debug", "audit"):
+    for name in ("dns", "listen", "client", "cluster", "policy", "debug", "audit"):
         assert name in headings
     for name in ("export.journald", "export.syslog", "export.prometheus"):
         assert name in headings

@@ -22,6 +22,12 @@ from .etcdnodes import A, B, node, row
 pytestmark = needs_etcd
 
 
+@pytest.fixture(autouse=True)
+def _quick_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for a thread that waits for an etcd that is away."""
+    monkeypatch.setattr("jvpnd.store.etcd.CLOSE_S", 0.3)
+
+
 @pytest.fixture(scope="module")
 def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
     with etcd(tmp_path_factory.mktemp("etcd"), members=3) as cluster:
@@ -77,9 +83,8 @@ def test_without_a_majority_nothing_is_written(
 def test_over_tls_both_ends_show_a_certificate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jvpnd.store.etcd.OPEN_S", 0.5)
+    monkeypatch.setattr("jvpnd.store.etcd.OPEN_S", 0.3)
     monkeypatch.setattr("jvpnd.store.etcd.WITHIN_S", 0.5)
-    monkeypatch.setattr("jvpnd.store.etcd.CLOSE_S", 0.5)
 
     async def story(store: Etcd) -> None:
         async with node(store.access, "a") as a, node(store.access, "b") as b:
@@ -98,11 +103,11 @@ def test_over_tls_both_ends_show_a_certificate(
 def test_a_user_who_may_only_write_there_is_enough(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jvpnd.store.etcd.OPEN_S", 0.5)
+    monkeypatch.setattr("jvpnd.store.etcd.OPEN_S", 0.3)
 
     async def story(store: Etcd) -> None:
         gateway = replace(store.access, username="gateway", password="s3cret")
-        async with node(gateway, "a") as a, node(gateway, "b") as b:
+        async with node(gateway, "a", ttl_s=3) as a, node(gateway, "b") as b:
             assert await a.swap(row()) is Stored.OK
             await b.observer.until_moved((A, "a"))
             # Its tokens are gone then.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -48,10 +48,12 @@ class EtcdTable:
         """`endpoints`: (transport, address, port) where clients reach this node. `session_ttl_ms`:
         a row that is written no more goes some time after it."""
         assert settings.etcd is not None
-        self.observer: StoreObserver | None = None
+        self._observer: StoreObserver | None = None
+        self._untold: list[Callable[[StoreObserver], None]] = []  # since nobody observes yet
         self._node = node
         self._state = READY
         self._own: list[Row] = []
+        self._is_opening = True
         self._is_read = asyncio.Event()
         sealer, login, access = Sealer(settings.keys), Login(), settings.etcd
         where = f"etcd ({', '.join(f'{s}://{host}:{port}' for s, host, port in access.endpoints)})"
@@ -88,17 +90,18 @@ class EtcdTable:
         self._started_ms = wall_ms()
 
     async def open(self) -> None:
-        """Begin, and wait for what etcd holds, but not for long: it may come up after us. From now
-        on the observer is told."""
+        """Begin, and wait for what etcd holds, but not for long: it may come up after us."""
         self._contact.open()
         for each in self._threads:
             each.start()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(OPEN_S):
                 await self._is_read.wait()
+        self._is_opening = False
 
     async def close(self) -> None:
-        """Finish what waits, and take the node out of etcd; sessions stay. Then nothing is told."""
+        """Finish what waits, and take the node out of etcd; sessions stay. Then nothing is told.
+        To close it again does nothing."""
         await asyncio.to_thread(self._close)
         await asyncio.sleep(0)  # answers that are on their way
         self._contact.close()
@@ -114,6 +117,13 @@ class EtcdTable:
     def problem(self) -> str:
         """Why it cannot be written at present, "" if all is well."""
         return self._contact.problem
+
+    def observe(self, observer: StoreObserver) -> None:
+        """Tell this one what other nodes do, from the opening on; now and whenever it happens."""
+        self._observer = observer
+        for news in self._untold:
+            news(observer)
+        self._untold.clear()
 
     def set_state(self, state: str) -> None:
         """What the others are told of this node: READY or DRAINING."""
@@ -155,34 +165,33 @@ class EtcdTable:
         return NodeInfo(self._state, self._endpoints, self._address, count, self._started_ms)
 
     def _moved(self, session_id: str, seen: RowSeen | None) -> None:
-        self._contact.tell(partial(self._tell_moved, session_id, seen))
+        if seen is not None:
+            self._tell(lambda observer: observer.row_seen(seen))
+        else:
+            self._tell(lambda observer: observer.row_gone(bytes.fromhex(session_id)))
 
     def _nodes_changed(self, nodes: dict[str, NodeInfo]) -> None:
-        self._contact.tell(partial(self._tell_nodes, nodes))
+        self._tell(lambda observer: observer.nodes_changed(nodes))
 
     def _first_read(self, own: list[Row]) -> None:
         self._contact.tell(partial(self._read, own))
 
+    def _tell(self, news: Callable[[StoreObserver], None]) -> None:
+        self._contact.tell(partial(self._pass_on, news))
+
     # --- in the loop ---
 
     def _seen(self, at_ms: float) -> None:
-        if self.observer is not None:
-            self.observer.store_seen(at_ms)
+        self._pass_on(lambda observer: observer.store_seen(at_ms))
 
-    def _tell_moved(self, session_id: str, seen: RowSeen | None) -> None:
-        if self.observer is None:
-            return
-        if seen is None:
-            self.observer.row_gone(bytes.fromhex(session_id))
+    def _pass_on(self, news: Callable[[StoreObserver], None]) -> None:
+        if self._observer is None:
+            self._untold.append(news)
         else:
-            self.observer.row_seen(seen)
-
-    def _tell_nodes(self, nodes: dict[str, NodeInfo]) -> None:
-        if self.observer is not None:
-            self.observer.nodes_changed(nodes)
+            news(self._observer)
 
     def _read(self, own: list[Row]) -> None:
-        self._own = own
+        self._own = own if self._is_opening else []  # who comes too late has started without them
         self._is_read.set()
 
 

@@ -29,6 +29,7 @@ _API: Final = "/v3/"  # etcd 3.4 and newer
 # google.rpc.Code
 INVALID_ARGUMENT, DEADLINE_EXCEEDED, NOT_FOUND, OUT_OF_RANGE = 3, 4, 5, 11
 UNAVAILABLE, UNAUTHENTICATED = 14, 16
+_BROKEN: Final = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
 _ANOTHER_MAY: Final = (DEADLINE_EXCEEDED, UNAVAILABLE)  # no leader, a member that is stopping
 
 
@@ -92,7 +93,7 @@ class Connection:
                     continue
                 else:
                     raise
-            except (requests.RequestException, OSError, ValueError) as error:
+            except (*_BROKEN, ValueError) as error:
                 problem = self._told(error)
             self._at = (self._at + 1) % len(self._members)
             failed += 1
@@ -111,10 +112,9 @@ class Connection:
                 self._require_ok(response, token)
                 for line in _lines(response):
                     yield _result(line)
-        except requests.ConnectionError as error:
-            if not isinstance(error.args[0], urllib3.exceptions.ReadTimeoutError):
-                raise Unreachable(self._told(error)) from error
-        except (requests.RequestException, OSError, ValueError) as error:
+        except urllib3.exceptions.ReadTimeoutError:
+            return  # silence
+        except (*_BROKEN, ValueError) as error:
             raise Unreachable(self._told(error)) from error
         finally:
             self._at = (self._at + 1) % len(self._members)
@@ -128,7 +128,9 @@ class Connection:
     def _post(
         self, path: str, body: Mapping[str, Any], token: str, read_s: float
     ) -> requests.Response:
-        headers = {"Authorization": token} if token else {}
+        headers = {"Accept-Encoding": "identity"}
+        if token:
+            headers["Authorization"] = token
         if path == "watch":
             headers["Grpc-Metadata-hasleader"] = "true"  # not at a member that is cut off
         return self._session.post(
@@ -181,7 +183,7 @@ class Connection:
 
 
 def _words(error: Exception) -> str:
-    if not isinstance(error, requests.RequestException):
+    if isinstance(error, ValueError) and not isinstance(error, _BROKEN):
         return str(error)
     return _said(error) or "the answer broke off"
 
@@ -212,10 +214,16 @@ def _is_about_token(refusal: Refused) -> bool:
     )
 
 
+def _chunks(response: requests.Response) -> Iterator[bytes]:
+    """As they come; requests' own iterators wait until they have as much as was asked for."""
+    while chunk := response.raw.read1(_CHUNK, decode_content=False):
+        yield chunk
+
+
 def _content(response: requests.Response, until_s: float) -> bytes:
     """All of it, unless it is too much or comes too slowly. Raises TooLarge, ValueError."""
     content = bytearray()
-    for chunk in response.iter_content(_CHUNK):
+    for chunk in _chunks(response):
         content += chunk
         if len(content) > MAX_ANSWER:
             raise TooLarge("an answer that is too large")
@@ -227,7 +235,7 @@ def _content(response: requests.Response, until_s: float) -> bytes:
 def _lines(response: requests.Response) -> Iterator[bytes]:
     """The lines that are not empty. Raises TooLarge."""
     rest = b""
-    for chunk in response.iter_content(_CHUNK):
+    for chunk in _chunks(response):
         *lines, rest = (rest + chunk).split(b"\n")
         yield from (line for line in lines if line.strip())
         if len(rest) > MAX_ANSWER:

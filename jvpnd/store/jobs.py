@@ -19,7 +19,7 @@ Operation: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadJob:
-    """`until_s`: of time.monotonic(); then the answer is UNAVAILABLE."""
+    """`until_s`: of time.monotonic(); then the answer is UNAVAILABLE if the store is away."""
 
     session_id: str
     until_s: float

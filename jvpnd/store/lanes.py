@@ -30,7 +30,8 @@ _log = logging.getLogger("jvpnd")
 LANES: Final = 4
 QUEUE: Final = 4096  # of each lane: all that a gateway may have, after a restart
 BATCH: Final = 32  # etcd takes at most 128 operations in a transaction
-WITHIN_S: Final = 4.0  # from the call to the answer
+WITHIN_S: Final = 4.0  # from the call to the answer of a store that is away
+LEAST_S: Final = 1.0  # of it for the asking
 NONSENSE: Final = (KeyError, TypeError, ValueError, AttributeError, IndexError)
 """What reading an answer raises that makes no sense."""
 
@@ -103,12 +104,15 @@ class Lane:
         return list(batch.values())
 
     def _do(self, batch: Sequence[Job]) -> None:
-        now_s = time.monotonic()
-        self._give_up([job for job in batch if job.until_s <= now_s])
-        jobs = [job for job in batch if job.until_s > now_s]
+        now_s, is_away = time.monotonic(), bool(self._shared.contact.problem)
+        late = [job for job in batch if is_away and job.until_s <= now_s]
+        jobs = [job for job in batch if not is_away or job.until_s > now_s]
+        self._give_up(late)
         if not jobs:
             return
-        asked_ms, until_s = now_ms(), min(job.until_s for job in jobs)
+        # Who has waited for long behind others gets an answer too, while there are answers.
+        until_s = max(min(job.until_s for job in jobs), now_s + LEAST_S)
+        asked_ms = now_ms()
         try:
             self._learn(jobs, until_s)
             answers = self._transact(jobs, until_s)

@@ -21,6 +21,7 @@ from jvpnd.store.shared import Shared
 PAGE: Final = 256  # keys that are read at a time
 _READ_S: Final = 5.0  # for a page
 _RETRY_S: Final = 0.5
+_PAUSE_S: Final = 0.1  # before all is read again
 _NONSENSE: Final = (*MISFITS, IndexError)
 
 
@@ -74,6 +75,7 @@ class Watch:
                 self._follow()
             except (_Compacted, TooLarge):
                 self._revision = None
+                self._closing.wait(_PAUSE_S)
             except (EtcdError, *_NONSENSE) as error:
                 self._shared.contact.deaf(_words(error))
                 self._closing.wait(_RETRY_S)
@@ -179,13 +181,20 @@ class Watch:
                 if message.get("canceled"):
                     self._cancelled(message)
                 if int(message["header"].get("revision", 0)) < self._revision:
-                    raise _Compacted  # a member that is behind, or another history
+                    self._check_history()
                 self._shared.contact.hears()
                 self._take(message)
         except Refused as refusal:
             if refusal.code == OUT_OF_RANGE:
                 raise _Compacted from None
             raise
+
+    def _check_history(self) -> None:
+        """The member is behind, which it will make up for, or etcd has another history now."""
+        body = {"key": encoded(self._prefix), "count_only": True}
+        answer = self._connection.ask("kv/range", body, _READ_S)
+        if int(answer["header"]["revision"]) < (self._revision or 0):
+            raise _Compacted
 
     def _cancelled(self, message: Mapping[str, Any]) -> None:
         if int(message.get("compact_revision", 0)) > 0:
