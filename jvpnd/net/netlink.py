@@ -1,7 +1,7 @@
-"""Netlink messages and what is in them, cut. Layouts: linux/netlink.h.
+"""Netlink messages and what is in them, cut and made. Layouts: linux/netlink.h.
 
-pyroute2 could do it; but a client waits for this at each start, and importing pyroute2 takes as
-long as all the rest of a start.
+pyroute2 could do it; but a restart waits for links, addresses and routes, and importing pyroute2
+takes as long as all the rest of a start. It does what nobody waits for.
 """
 
 from __future__ import annotations
@@ -18,6 +18,12 @@ ADD_MEMBERSHIP: Final = 1
 
 _ATTRIBUTE: Final = struct.Struct("=HH")  # struct nlattr: length with itself, type
 _TYPE_MASK: Final = 0x3FFF  # without NLA_F_NESTED, NLA_F_NET_BYTEORDER
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    """One attribute, padded, for a request."""
+    length = _ATTRIBUTE.size + len(value)
+    return _ATTRIBUTE.pack(length, kind) + value + bytes(-length % 4)
 
 
 def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
