@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from jvpnd.core import constants as c
 from jvpnd.core.binding import Binding
 from jvpnd.core.choice import candidates
+from jvpnd.core.dataclass import dataclass
 from jvpnd.core.effects import Effect, PauseTun, Send
 from jvpnd.core.entropy import Entropy
 from jvpnd.core.messages import PolicyBounds, Probe
