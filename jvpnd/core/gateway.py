@@ -202,6 +202,8 @@ class Gateway:
         if not body:
             self._state.count("bad CONTROL")
             return
+        if origin == holder.origin:
+            origin = holder.origin  # of thousands of equal ones, kept here and there, one each
         if origin.transport != "udp":  # where there is no connection
             self._state.effects.append(Vouch(origin))
         if isinstance(holder, Offer):
