@@ -2,8 +2,8 @@
 
 A start makes a hundred such classes: with the standard one that was a third of what a restart waits
 for, since it compiles each method of each class by itself, and imports `inspect`. Here they share
-all methods but `__init__`. The standard `replace`, `fields` and `asdict` know them. They always
-have slots, and are bare of bases.
+all methods but `__init__`. The standard `replace`, `fields` and `asdict` know them. They have
+slots, and no other dataclass as a base.
 """
 
 from __future__ import annotations

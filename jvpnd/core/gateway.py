@@ -203,7 +203,7 @@ class Gateway:
             self._state.count("bad CONTROL")
             return
         if origin == holder.origin:
-            origin = holder.origin  # of thousands of equal ones, kept here and there, one each
+            origin = holder.origin  # what is kept of it shares one object
         if origin.transport != "udp":  # where there is no connection
             self._state.effects.append(Vouch(origin))
         if isinstance(holder, Offer):
