@@ -6,7 +6,7 @@ import base64
 import ipaddress
 import itertools
 from collections.abc import Collection, Hashable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +36,7 @@ from jvpnd.configroutes import (
     routes_of,
 )
 from jvpnd.configtelemetry import TelemetrySettings, telemetry_of
+from jvpnd.core.dataclass import dataclass, field
 from jvpnd.core.offloads import FEATURES, with_implied
 from jvpnd.core.policy import Policy, PolicyError, shown
 from jvpnd.core.wire import MAX_ADDRESSES, MAX_LANES

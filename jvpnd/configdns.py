@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Final
 
 from jvpnd.configendpoint import ip_of, once
 from jvpnd.configfile import Table
+from jvpnd.core.dataclass import dataclass
 from jvpnd.core.policy import shown
 
 MAX_SERVERS: Final = 3  # MAXNS of resolv.h: programs ask no more

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Final
 
 from jvpnd.configfile import Table
+from jvpnd.core.dataclass import dataclass, field
 from jvpnd.core.limits import Limits
 from jvpnd.transport.limits import MAX_CONNECTIONS, ConnectionLimits
 

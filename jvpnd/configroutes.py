@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from jvpnd.configfile import Table, read
+from jvpnd.core.dataclass import dataclass
 from jvpnd.core.policy import shown
 
 ROUTE_MODES = ("split", "full", "none")

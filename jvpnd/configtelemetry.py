@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from jvpnd.configendpoint import address_of, ip_of
 from jvpnd.configfile import Table
+from jvpnd.core.dataclass import dataclass
 from jvpnd.core.policy import shown
 from jvpnd.observe.exporters import prometheus
 from jvpnd.observe.exporters.journald import SOCKET

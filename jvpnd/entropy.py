@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 
-from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PublicKey
-
 
 class SystemEntropy:
     """The kernel's random source, and encapsulation, which draws from it too."""
@@ -15,4 +13,7 @@ class SystemEntropy:
 
     def encapsulate(self, public_key: bytes) -> tuple[bytes, bytes]:
         """ML-KEM-768: (shared secret, ciphertext); ValueError for a malformed key."""
+        # here, since a restart needs no handshake, and waits for what it imports
+        from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PublicKey
+
         return MLKEM768PublicKey.from_public_bytes(public_key).encapsulate()

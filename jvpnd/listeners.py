@@ -15,10 +15,10 @@ import resource
 import socket
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from jvpnd.core.dataclass import dataclass
 from jvpnd.core.effects import Origin, host_port
 from jvpnd.core.ratelimit import source_key
 from jvpnd.dataplane.messages import remote_of

@@ -3,7 +3,6 @@ and gives handshakes in halves."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -37,7 +36,7 @@ class NarrowPaths:
         self._halves = Halves()
         self._halved: Origin | None = None  # whose handshake in halves is being answered
         self._probes = TokenBuckets(PROBES_PER_S, PROBE_BURST, SOURCES)
-        self._known: OrderedDict[Origin, None] = OrderedDict()
+        self._known: dict[Origin, None] = {}  # the one heard longest ago first
         self._strange_probes = self._bad_probes = self._many_probes = 0
 
     @property
@@ -79,10 +78,10 @@ class NarrowPaths:
         """What is sent for it: who asked in halves is answered in halves."""
         kind, to = effect.data[0], effect.to
         if kind in _TO_CLIENTS and isinstance(to, Origin) and to.transport == "udp":
+            self._known.pop(to, None)
             self._known[to] = None
-            self._known.move_to_end(to)
             if len(self._known) > MAX_KNOWN:
-                self._known.popitem(last=False)
+                del self._known[next(iter(self._known))]
         if kind == PacketType.HANDSHAKE_RESPONSE and to == self._halved:
             return in_halves(effect.data)
         return (effect.data,)

@@ -13,13 +13,14 @@ import errno
 import logging
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, Protocol
 
 from jvpnd.config import GatewayPeer
 from jvpnd.configendpoint import ip_of
 from jvpnd.core import effects
 from jvpnd.core.choice import warm
+from jvpnd.core.dataclass import dataclass
 from jvpnd.core.effects import host_port
 from jvpnd.core.path import PathInfo
 from jvpnd.core.policy import Policy

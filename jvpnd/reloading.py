@@ -6,12 +6,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from jvpnd.config import Config, ConfigError, load
 from jvpnd.control.protocol import CONFIG_INVALID, Refused
+from jvpnd.core.dataclass import dataclass
 from jvpnd.core.policy import Policy
 from jvpnd.host import now_ms
 from jvpnd.servicemanager import notify

@@ -9,13 +9,13 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from jvpnd.config import Config
 from jvpnd.control.server import AlreadyRunning, ControlServer, Handler
+from jvpnd.core.dataclass import dataclass
 from jvpnd.core.noise import public_key
 from jvpnd.dataplane.launch import Launched
 from jvpnd.dataplane.plane import DataPlane, DataPlaneError
@@ -116,7 +116,8 @@ async def _serve(
         if cluster is not None:  # no more answers come in while the rest is taken down
             stack.push_async_callback(cluster.close)
         await shell.start()
-        handlers, measure = interface()
+        # in a thread: what it imports takes a while, and the sessions are coming back
+        handlers, measure = await asyncio.to_thread(interface)
         server.handlers = {**handlers, "reload": _reloading(config_file, config, shell)}
         telemetry.serve(measure)
         stack.callback(telemetry.hang_up)

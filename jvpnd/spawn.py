@@ -7,9 +7,10 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from jvpnd.core.dataclass import dataclass
 
 _HELPER: Final = str(Path(__file__).with_name("helper.py"))
 _PACKAGE_ROOT: Final = str(Path(__file__).resolve().parent.parent)

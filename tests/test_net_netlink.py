@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
-from jvpnd.net import links
-from jvpnd.net.netlink import HEADER, attributes, dump, messages
+from jvpnd.net import links, rtnetlink
+from jvpnd.net.netlink import HEADER, attributes, messages
 
 
 def decoded(message: bytes) -> dict[str, object]:
@@ -20,9 +20,9 @@ def decoded(message: bytes) -> dict[str, object]:
 
 
 def test_links_are_as_pyroute2_finds_them() -> None:
-    listed = [message for _, message in dump(links._GETLINK, bytes(16))]
-    assert listed
-    for message in listed:
+    dump = [message for _, message in rtnetlink.dump(rtnetlink.GETLINK, bytes(16))]
+    assert dump
+    for message in dump:
         link, other = links._link(message), decoded(message)
         assert (link.index, link.name) == (other["index"], other["IFLA_IFNAME"])
         assert link.mtu == other["IFLA_MTU"]
@@ -30,7 +30,7 @@ def test_links_are_as_pyroute2_finds_them() -> None:
 
 
 def test_addresses_are_as_pyroute2_finds_them() -> None:
-    for _, message in dump(links._GETADDR, bytes(8)):
+    for _, message in rtnetlink.dump(rtnetlink.GETADDR, bytes(8)):
         address, other = links._address(message), decoded(message)
         assert (address.index, address.family) == (other["index"], other["family"])
         assert address.local == other.get("IFA_LOCAL", other.get("IFA_ADDRESS"))
@@ -40,8 +40,8 @@ def test_addresses_are_as_pyroute2_finds_them() -> None:
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
 def test_routes_are_as_pyroute2_finds_them(family: int) -> None:
-    header = links._RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
-    for _, message in dump(links._GETROUTE, header):
+    header = rtnetlink.RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
+    for _, message in rtnetlink.dump(rtnetlink.GETROUTE, header):
         other = decoded(message)
         for route in links._default_routes(message):
             assert (route.index, route.family) == (other.get("RTA_OIF"), other["family"])
@@ -57,11 +57,11 @@ def attribute(kind: int, value: bytes) -> bytes:
 def test_each_hop_of_a_route_is_one_and_dead_ones_are_none() -> None:
     hops = b""
     for index, flags, gateway in ((3, 0, "192.0.2.1"), (4, links._RTNH_F_DEAD, "192.0.2.2")):
-        inner = attribute(links._RTA_GATEWAY, socket.inet_aton(gateway))
+        inner = attribute(rtnetlink.RTA_GATEWAY, socket.inet_aton(gateway))
         hops += links._RTNEXTHOP.pack(8 + len(inner), flags, 0, index) + inner
-    body = links._RTMSG.pack(socket.AF_INET, 0, 0, 0, 254, 3, 0, 1, 0)
-    body += attribute(links._RTA_PRIORITY, struct.pack("=I", 50))
-    body += attribute(links._RTA_MULTIPATH, hops)
+    body = rtnetlink.RTMSG.pack(socket.AF_INET, 0, 0, 0, 254, 3, 0, 1, 0)
+    body += attribute(rtnetlink.RTA_PRIORITY, struct.pack("=I", 50))
+    body += attribute(rtnetlink.RTA_MULTIPATH, hops)
     (route,) = links._default_routes(HEADER.pack(HEADER.size + len(body), 24, 0, 0, 0) + body)
     assert (route.index, route.gateway, route.metric) == (3, "192.0.2.1", 50)
 

@@ -7,7 +7,6 @@ import os
 import stat
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -15,6 +14,7 @@ import click
 
 from jvpnd.cli import text
 from jvpnd.control.client import ControlClient
+from jvpnd.core.dataclass import dataclass
 from jvpnd.enrol.files import CONFIG_FILE
 
 F = TypeVar("F", bound=Callable[..., Any])

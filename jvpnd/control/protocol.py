@@ -8,8 +8,9 @@ Request: {"command": str, "args": {...}}. Answer: {"ok": true, "result": any} or
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any, Final
+
+from jvpnd.core.dataclass import dataclass
 
 SOCKET_PATH: Final = "/run/jvpn/control.sock"
 CONFIG_INVALID: Final = "CONFIG_INVALID"  # why a reload is refused

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from jvpnd.core.channel import ControlChannel
+from jvpnd.core.dataclass import dataclass
 from jvpnd.core.effects import BindReceive, BindSend, Effect, ReleaseReceive, ReleaseSend
 from jvpnd.core.handshake import EpochKeys
 from jvpnd.core.wire import SealedHeader, Suite

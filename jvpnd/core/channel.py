@@ -18,6 +18,8 @@ _WINDOW_WORDS = 8  # probes are few, and a gateway has thousands of channels
 class ControlChannel:
     """ChaCha20-Poly1305 under the epoch's two control keys, with counter and replay window."""
 
+    __slots__ = ("_counter", "_receive_key", "_send_key", "_window", "index", "send_index")
+
     def __init__(self, send_index: int, send_key: bytes, index: int, receive_key: bytes) -> None:
         self.send_index = send_index
         self.index = index
@@ -47,6 +49,8 @@ class ControlChannel:
 class RestoredChannel:
     """An epoch of before a restart: the counters are lost, so nothing may be sealed under its keys.
     What has to be said goes as a NOTICE. What comes in may be a replay: believe it little."""
+
+    __slots__ = ("_draw", "_notice_key", "_receive_key", "index", "send_index")
 
     def __init__(
         self,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from jvpnd.core import constants as c
 from jvpnd.core.binding import Binding
 from jvpnd.core.choice import candidates
+from jvpnd.core.dataclass import dataclass
 from jvpnd.core.effects import Effect, Endpoint, PauseTun, Send, host_port
 from jvpnd.core.entropy import Entropy
 from jvpnd.core.messages import PolicyBounds, Probe

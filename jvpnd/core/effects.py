@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from jvpnd.core.dataclass import dataclass, field
 from jvpnd.core.reasons import Reason
 from jvpnd.core.wire import Suite
 

@@ -248,6 +248,8 @@ class Gateway:
         if not body:
             self._state.count("bad CONTROL")
             return
+        if origin == holder.origin:
+            origin = holder.origin  # what is kept of it shares one object
         if origin.transport != "udp":  # where there is no connection
             self._state.effects.append(Vouch(origin))
         if isinstance(holder, Offer):

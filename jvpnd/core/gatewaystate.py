@@ -178,7 +178,7 @@ class GatewayState:
     def swap(self, now_ms: float, peer: Peer, future: Future, follow: Follow) -> None:
         """Write what the peer is about to be, behind the writes that are under way: each knows what
         it follows."""
-        peer.writes.append((future, follow))
+        peer.writes += ((future, follow),)
         if len(peer.writes) == 1:
             self._write_first(now_ms, peer)
 
@@ -240,7 +240,7 @@ class GatewayState:
         if outcome is Stored.OK:
             peer.stored_version = version
         peer.writes[0][1](now_ms, outcome)
-        del peer.writes[0]
+        peer.writes = peer.writes[1:]
         if peer.writes:
             self._write_first(now_ms, peer)
 

@@ -6,20 +6,21 @@ Both halves are here side by side, because they must agree on every byte.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
-from typing import Protocol
-
-from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
+from typing import TYPE_CHECKING, Protocol
 
 from jvpnd.core import keys
 from jvpnd.core.channel import ControlChannel
 from jvpnd.core.constants import MAX_PENDING_INITS
+from jvpnd.core.dataclass import dataclass, field
 from jvpnd.core.entropy import Entropy
 from jvpnd.core.messages import InitPayload, Welcome, decode_init, decode_welcome
 from jvpnd.core.noise import Initiator, Responder, public_key
 from jvpnd.core.packets import COOKIE_LEN, Init, Response, stealth_key
 from jvpnd.core.packets import decode_init as decode_init_packet
 from jvpnd.core.wire import PacketType
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 
 PROLOGUE = b"JVP/1"
 NO_PSK = bytes(32)
@@ -90,6 +91,9 @@ class ClientHandshake:
         cookie: bytes = NO_COOKIE,
     ) -> PendingInit:
         """A fresh INIT; `payload.kem_public` is filled in here."""
+        # here, since a restart needs no handshake, and waits for what it imports
+        from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
+
         kem = MLKEM768PrivateKey.from_seed_bytes(self._entropy.draw(64))
         body = InitPayload(
             payload.capabilities,

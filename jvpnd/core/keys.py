@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from dataclasses import dataclass
 
+from jvpnd.core.dataclass import dataclass
 from jvpnd.core.wire import KEY_LEN
 
 

@@ -4,8 +4,8 @@ goes at once, and nobody else notices."""
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from jvpnd.core.dataclass import dataclass
 from jvpnd.core.effects import Emit, NetworksChanged
 from jvpnd.core.gatewaystate import GatewayState
 from jvpnd.core.offers import Offers

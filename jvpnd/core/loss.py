@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from jvpnd.core.constants import REORDER_MS
+from jvpnd.core.dataclass import dataclass
 from jvpnd.core.rtt import RTO_MAX_MS
 
 MAX_PROBES = 1024  # remembered by one ProbeLog; beyond that the oldest go first

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import ipaddress
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
 
+from jvpnd.core.dataclass import dataclass
 from jvpnd.core.effects import Endpoint
 from jvpnd.core.ticket import TICKET_LEN
 from jvpnd.core.wire import MAX_ADDRESSES, TRANSPORTS, VERSION, Suite

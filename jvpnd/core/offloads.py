@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Final
+
+from jvpnd.core.dataclass import dataclass
 
 FEATURES: Final = ("vnet", "tso", "uso", "udp_gso", "udp_gro", "spans", "aes")
 """Everything that `[debug] disable` can switch off; the data plane works without any of it."""

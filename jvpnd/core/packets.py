@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import struct
-from dataclasses import dataclass
 
 import nacl.bindings as sodium
 import nacl.exceptions
 
+from jvpnd.core.dataclass import dataclass
 from jvpnd.core.keys import derive
 from jvpnd.core.ticket import TICKET_LEN
 from jvpnd.core.wire import TAG_LEN, PacketType

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from jvpnd.core.constants import FRESH_BEATS, LOOK_SAMPLE_MS, RTT_STEP_MS, STREAM_STEP_MS
+from jvpnd.core.dataclass import dataclass
 from jvpnd.core.loss import DirectionLoss, ProbeLog, Report
 from jvpnd.core.policy import Policy
 from jvpnd.core.rtt import Jitter, RttEstimator

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeAlias
 
 from jvpnd.core.channel import Channel, ControlChannel
 from jvpnd.core.constants import REBINDS_PER_MINUTE
+from jvpnd.core.dataclass import dataclass, field
 from jvpnd.core.effects import Origin
 from jvpnd.core.handshake import EpochKeys
 from jvpnd.core.loss import ArrivalWindow
@@ -72,8 +72,8 @@ class Offer:
 
 @dataclass(slots=True)
 class Peer:
-    """A session with what the gateway needs to serve it. There may be thousands: lists, since an
-    empty deque takes as much as all the rest."""
+    """A session with what the gateway needs to serve it. There may be thousands, so what is
+    mostly empty is a tuple: an empty one takes nothing."""
 
     session: Session
     entry: ClientEntry
@@ -90,7 +90,7 @@ class Peer:
     stored_version: int = 0
     confirmed: bool = True  # whether the client was heard under the present epoch
     # Before the last rekeys, or of some that came to nothing: what is late proves itself by them.
-    other_roots: list[bytes] = field(default_factory=list, repr=False)
+    other_roots: tuple[bytes, ...] = field(default=(), repr=False)
     is_restored: bool = False  # from the session table, and bound to nothing yet
     is_visiting: bool = False  # of another node until the table has it as ours
     owner: str = ""  # the node that it was of before
@@ -99,10 +99,10 @@ class Peer:
     unstable_ms: float = 0
     hinted_ms: float = float("-inf")
     swapping: bool = False
-    writes: list[tuple[Future, Follow]] = field(default_factory=list)
+    writes: tuple[tuple[Future, Follow], ...] = ()
     draining: dict[int, tuple[Channel, float]] = field(default_factory=dict)
-    requests: list[tuple[bytes, Origin]] = field(default_factory=list)  # the newest
-    rebound_ms: list[float] = field(default_factory=list)  # in the last minute
+    requests: tuple[tuple[bytes, Origin], ...] = ()  # the newest
+    rebound_ms: tuple[float, ...] = ()  # in the last minute
     arrivals: dict[int, ArrivalWindow] = field(default_factory=dict)  # probes, by path number
 
     def answer(self, probe: Probe) -> ProbeReply:
@@ -123,19 +123,17 @@ class Peer:
 
     def may_rebind(self, now_ms: float) -> bool:
         """Whether the gateway bears one more, confirmed by the client or not."""
-        self.rebound_ms = [at for at in self.rebound_ms if now_ms - at < MINUTE_MS]
+        self.rebound_ms = tuple(at for at in self.rebound_ms if now_ms - at < MINUTE_MS)
         return len(self.rebound_ms) < REBINDS_PER_MINUTE
 
     def note_root(self, root: bytes) -> None:
         """It is not, or no longer, the session's."""
         if root != self.session.root:
-            self.other_roots.append(root)
-            del self.other_roots[:-REMEMBERED_ROOTS]
+            self.other_roots = (*self.other_roots, root)[-REMEMBERED_ROOTS:]
 
     def remember(self, tag: bytes, origin: Origin) -> None:
         """This request was decided."""
-        self.requests.append((tag, origin))
-        del self.requests[:-REMEMBERED_REQUESTS]
+        self.requests = (*self.requests, (tag, origin))[-REMEMBERED_REQUESTS:]
 
     def remembers(self, tag: bytes) -> Origin | None:
         """From where exactly this request came before, if it did."""

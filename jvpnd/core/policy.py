@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
+
+from jvpnd.core.dataclass import dataclass
 
 TRANSPORTS = ("udp", "quic", "tcp", "tls")
 UPLINK_KEYS = ("preferred_uplinks", "metered_uplinks", "forbidden_uplinks")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from jvpnd.core import keys
+from jvpnd.core.dataclass import dataclass, field
 from jvpnd.core.entropy import Entropy
 from jvpnd.core.handshake import EpochKeys
 from jvpnd.core.messages import (

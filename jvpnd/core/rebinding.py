@@ -317,7 +317,7 @@ class Rebinding:
         if bound.keys.index != peer.keys.index:
             self._state.drain_epoch(now_ms, peer)
         session.epoch = request.attempt
-        peer.rebound_ms.append(now_ms)
+        peer.rebound_ms += (now_ms,)
         if peer.confirmed:
             session.count_switch(now_ms)
         peer.keys, peer.channel = bound.keys, bound.keys.channel()
@@ -415,7 +415,7 @@ def _attached(now_ms: float, session: Session, attempt: int, is_switch: bool) ->
         attempt=attempt,
         lost_since_ms=None,
         switches=session.switches + is_switch,
-        switched_at_ms=[*session.switched_at_ms, *([now_ms] if is_switch else [])],
+        switched_at_ms=(*session.switched_at_ms, *([now_ms] if is_switch else [])),
     )
 
 

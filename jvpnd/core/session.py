@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
+from jvpnd.core.dataclass import dataclass, field
 from jvpnd.core.effects import Effect, Emit
 from jvpnd.core.policy import Policy
 from jvpnd.core.reasons import Reason
@@ -32,15 +31,16 @@ class Session:
     lost_since_ms: float | None = None  # since when no transport carries the session
     switches: int = 0
     rekeys: int = 0
-    switched_at_ms: list[float] = field(default_factory=list)  # the last minute's switches
+    switched_at_ms: tuple[float, ...] = ()  # the last minute's switches
 
     def switches_in_last_minute(self, now_ms: float) -> int:
-        self.switched_at_ms = [t for t in self.switched_at_ms if now_ms - t < MINUTE_MS]
+        recent = (t for t in self.switched_at_ms if now_ms - t < MINUTE_MS)
+        self.switched_at_ms = tuple(recent)
         return len(self.switched_at_ms)
 
     def count_switch(self, now_ms: float) -> None:
         self.switches += 1
-        self.switched_at_ms.append(now_ms)
+        self.switched_at_ms += (now_ms,)
 
     def may_switch(self, now_ms: float, policy: Policy) -> bool:
         """The rate bound, which nothing overrides."""

@@ -55,7 +55,7 @@ def session_of_row(row: Mapping[str, Any]) -> Session:
         lost_since_ms=None if lost_ms is None else float(lost_ms),
         switches=number_of(row, "switches"),
         rekeys=number_of(row, "rekeys"),
-        switched_at_ms=[float(each) for each in row["switched_at_ms"]],
+        switched_at_ms=tuple(float(each) for each in row["switched_at_ms"]),
     )
 
 

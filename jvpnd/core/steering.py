@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from jvpnd.core import choice
 from jvpnd.core import constants as c
 from jvpnd.core.births import Births
 from jvpnd.core.clientstate import ClientState
+from jvpnd.core.dataclass import dataclass
 from jvpnd.core.path import Path
 from jvpnd.core.reasons import Reason
 from jvpnd.core.recovery import Recovery

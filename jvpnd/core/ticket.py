@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 
 import nacl.bindings
 import nacl.exceptions
+
+from jvpnd.core.dataclass import dataclass
 
 _BODY = struct.Struct("<16sQII")
 _NONCE_LEN = nacl.bindings.crypto_secretbox_NONCEBYTES

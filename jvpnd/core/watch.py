@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from enum import Enum
 
 from jvpnd.core.constants import (
@@ -14,6 +13,7 @@ from jvpnd.core.constants import (
     CONTINUOUS_MS,
     ONE_WAY_DEAD,
 )
+from jvpnd.core.dataclass import dataclass, field
 from jvpnd.core.loss import RecordLog
 from jvpnd.core.path import Path
 from jvpnd.core.policy import Policy

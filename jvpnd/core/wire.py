@@ -7,8 +7,9 @@ and counted by the caller, it is never an exception.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
+
+from jvpnd.core.dataclass import dataclass
 
 VERSION = 1
 TRANSPORTS = ("udp", "tcp", "tls", "quic")  # by their number in messages

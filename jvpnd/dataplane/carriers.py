@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from jvpnd.core.dataclass import dataclass
 from jvpnd.dataplane.messages import Remote
 
 Command: TypeAlias = tuple[str, list[int], dict[str, Any]]

@@ -15,9 +15,10 @@ import os
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
+
+from jvpnd.core.dataclass import dataclass
 
 SLOTS: Final = 16384
 ROLES: Final = ("uplink", "downlink")

@@ -7,10 +7,10 @@ import os
 import select
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
 from time import monotonic_ns
 from typing import Any, Final
 
+from jvpnd.core.dataclass import dataclass
 from jvpnd.core.offloads import Offloads
 from jvpnd.core.wire import HEADER, MAX_CONTROL_LEN, MAX_LANES, MIN_SEALED_LEN, PacketType, Suite
 from jvpnd.dataplane.counters import (

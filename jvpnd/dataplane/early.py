@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from typing import Final
 
+from jvpnd.core.dataclass import dataclass
 from jvpnd.dataplane.counters import Drop
 from jvpnd.dataplane.messages import Remote
 

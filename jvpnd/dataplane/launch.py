@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
+from jvpnd.core.dataclass import dataclass
 from jvpnd.dataplane.counters import ROLES, Counters
 from jvpnd.spawn import Spawned, spawn
 

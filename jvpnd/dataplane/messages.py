@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import socket
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final
 
+from jvpnd.core.dataclass import dataclass
 from jvpnd.core.wire import MAX_CONTROL_LEN
 from jvpnd.seqpacket import receive_message
 

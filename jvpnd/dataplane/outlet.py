@@ -8,10 +8,10 @@ import select
 import socket
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from time import monotonic_ns
 from typing import Any, Final
 
+from jvpnd.core.dataclass import dataclass, field
 from jvpnd.core.wire import (
     FLAG_LAST,
     FLAG_REPORT,

@@ -93,7 +93,7 @@ class DataPlane:
         self._counters, self._counters_fd = launched.counters, launched.counters_fd
         self._sockets: dict[int, Carrier] = {}
         self._limits: dict[int, int] = {}
-        self._routes: dict[int, list[str]] = {}
+        self._routes: dict[int, tuple[str, ...]] = {}
         self._slots_used = 0
         self._paused = paused
         self._sent_under: dict[int, bytes] = {}
@@ -423,7 +423,7 @@ def _checked_key(key: bytes) -> bytes:
     return key
 
 
-def _checked_networks(networks: Sequence[str]) -> list[str]:
+def _checked_networks(networks: Sequence[str]) -> tuple[str, ...]:
     """Refuse here, with a message, what would end a worker."""
     PrefixTable[bool]().set(True, networks)
-    return list(networks)
+    return tuple(networks)

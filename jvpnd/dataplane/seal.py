@@ -6,12 +6,12 @@ kernel could take their place without a change elsewhere. Layouts: core/wire.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
+from jvpnd.core.dataclass import dataclass
 from jvpnd.core.replay import ReplayWindow
 from jvpnd.core.wire import (
     FLAG_LAST,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Final
 
+from jvpnd.core.dataclass import dataclass
 from jvpnd.doctor.finding import Finding, fail, ok, warn
 
 # linux/if_tun.h, TUNGETFEATURES

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from jvpnd.core.dataclass import dataclass
 from jvpnd.core.wire import FRAME_LEN, HEADER_LEN, TAG_LEN
 from jvpnd.doctor.finding import Finding, fail, ok, warn
 

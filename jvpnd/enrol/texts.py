@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from jvpnd.configroutes import DEFAULT_NAME
+from jvpnd.core.dataclass import dataclass
 from jvpnd.transport.endpoint import Endpoint
 
 KEY_FILE: Final = "private.key"

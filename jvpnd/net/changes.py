@@ -30,18 +30,10 @@ class Serializer:
             change = await self._queue.get()
             try:
                 await change()
-            except (OSError, _netlink_error(), MissingFeature) as error:
+            except (OSError, MissingFeature) as error:
                 _log.error("the host's network refused a change: %s", error)
 
     async def close(self) -> None:
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
-
-
-def _netlink_error() -> type[Exception]:
-    """Only looked at when something was raised: a start does not wait for pyroute2."""
-    from pyroute2.netlink.exceptions import NetlinkError
-
-    error: type[Exception] = NetlinkError
-    return error

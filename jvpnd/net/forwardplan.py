@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 
+from jvpnd.core.dataclass import dataclass
 from jvpnd.net.routeplan import fwmark_of
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network

@@ -18,23 +18,33 @@ from jvpnd.net.netlink import (
     NLMSG_ERROR,
     RECV_BYTES,
     SOL_NETLINK,
+    attribute,
     attributes,
-    dump,
     messages,
 )
 from jvpnd.net.ownplan import HostRoute
-from jvpnd.net.routeplan import PROTOCOL, TABLE_MAIN
+from jvpnd.net.routeplan import PROTOCOL
+from jvpnd.net.rtnetlink import (
+    CREATE,
+    DELROUTE,
+    GETROUTE,
+    NEWROUTE,
+    NUMBER,
+    REPLACE,
+    RTA_DST,
+    RTA_GATEWAY,
+    RTA_OIF,
+    RTA_PRIORITY,
+    RTMSG,
+    TABLE_MAIN,
+    dump,
+    number,
+)
 
-_RTMSG: Final = struct.Struct("=8BI")  # family, dst_len, src_len, tos, table, proto, scope, type
 _NDMSG: Final = struct.Struct("=BxxxiHBB")  # family, index, state, flags, type
-_ATTRIBUTE: Final = struct.Struct("=HH")
-_NUMBER: Final = struct.Struct("=I")
 _CODE: Final = struct.Struct("=i")
-_NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
 _NEWNEIGH, _DELNEIGH, _GETNEIGH = 28, 29, 30
 _REQUEST_ACK: Final = 0x1 | 0x4
-_CREATE_REPLACE: Final = 0x400 | 0x100
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY = 1, 4, 5, 6
 _NDA_DST, _NDA_PROTOCOL = 1, 12
 _NTF_PROXY: Final = 0x08
 _RTN_UNICAST: Final = 1
@@ -48,17 +58,17 @@ Request = tuple[int, int, bytes]  # type, flags, body
 def put(route: HostRoute, tunnel: int) -> Request:
     """Add a route, or put it in the place of the one with its network and metric."""
     scope = _SCOPE_LINK if route.via is None else _SCOPE_UNIVERSE
-    return _NEWROUTE, _REQUEST_ACK | _CREATE_REPLACE, _route_body(route, tunnel, scope)
+    return NEWROUTE, _REQUEST_ACK | CREATE | REPLACE, _route_body(route, tunnel, scope)
 
 
 def drop(route: HostRoute, tunnel: int) -> Request:
     """Remove exactly this route."""
-    return _DELROUTE, _REQUEST_ACK, _route_body(route, tunnel, _SCOPE_NOWHERE)
+    return DELROUTE, _REQUEST_ACK, _route_body(route, tunnel, _SCOPE_NOWHERE)
 
 
 def answer_for(neighbour: Neighbour, index: int) -> Request:
     """Answer for an address on the interface of this index."""
-    return _NEWNEIGH, _REQUEST_ACK | _CREATE_REPLACE, _neighbour_body(neighbour, index)
+    return _NEWNEIGH, _REQUEST_ACK | CREATE | REPLACE, _neighbour_body(neighbour, index)
 
 
 def leave(neighbour: Neighbour, index: int) -> Request:
@@ -90,18 +100,18 @@ def present(tunnel: int) -> Iterator[HostRoute]:
     """Routes of the main table with our protocol number: those into the tunnel, and all that lead
     by another host, whoever of us made them."""
     for family in (AF_INET, AF_INET6):
-        body = _RTMSG.pack(family, 0, 0, 0, TABLE_MAIN, PROTOCOL, 0, 0, 0)
-        for _, message in dump(_GETROUTE, body):
-            fields = _RTMSG.unpack_from(message, HEADER.size)
+        body = RTMSG.pack(family, 0, 0, 0, TABLE_MAIN, PROTOCOL, 0, 0, 0)
+        for _, message in dump(GETROUTE, body):
+            fields = RTMSG.unpack_from(message, HEADER.size)
             if fields[4:6] != (TABLE_MAIN, PROTOCOL) or fields[7] != _RTN_UNICAST:
                 continue
-            found = attributes(message, HEADER.size + _RTMSG.size)
-            gateway, index = found.get(_RTA_GATEWAY), _number(found.get(_RTA_OIF))
+            found = attributes(message, HEADER.size + RTMSG.size)
+            gateway, index = found.get(RTA_GATEWAY), number(found.get(RTA_OIF))
             if gateway is None and index != tunnel:
                 continue
-            network = f"{_host(family, found.get(_RTA_DST))}/{fields[1]}"
+            network = f"{_host(family, found.get(RTA_DST))}/{fields[1]}"
             via = None if gateway is None else _host(family, gateway)
-            yield HostRoute(network, via, _number(found.get(_RTA_PRIORITY)))
+            yield HostRoute(network, via, number(found.get(RTA_PRIORITY)) or 0)
 
 
 def answered() -> Iterator[Neighbour]:
@@ -126,34 +136,25 @@ def _route_body(route: HostRoute, tunnel: int, scope: int) -> bytes:
     address, _, length = route.network.partition("/")
     family = AF_INET6 if ":" in address else AF_INET
     head = (family, int(length), 0, 0, TABLE_MAIN, PROTOCOL, scope, _RTN_UNICAST, 0)
-    body = _RTMSG.pack(*head) + _attribute(_RTA_DST, socket.inet_pton(family, address))
+    body = RTMSG.pack(*head) + attribute(RTA_DST, socket.inet_pton(family, address))
     if route.metric:
-        body += _attribute(_RTA_PRIORITY, _NUMBER.pack(route.metric))
+        body += attribute(RTA_PRIORITY, NUMBER.pack(route.metric))
     if route.via is None:
-        return body + _attribute(_RTA_OIF, _NUMBER.pack(tunnel))
-    return body + _attribute(_RTA_GATEWAY, socket.inet_pton(family, route.via))
+        return body + attribute(RTA_OIF, NUMBER.pack(tunnel))
+    return body + attribute(RTA_GATEWAY, socket.inet_pton(family, route.via))
 
 
 def _neighbour_body(neighbour: Neighbour, index: int) -> bytes:
     address = neighbour[0]
     family = AF_INET6 if ":" in address else AF_INET
     body = _NDMSG.pack(family, index, 0, _NTF_PROXY, 0)
-    body += _attribute(_NDA_DST, socket.inet_pton(family, address))
-    return body + _attribute(_NDA_PROTOCOL, bytes([PROTOCOL]))
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    size = _ATTRIBUTE.size + len(value)
-    return _ATTRIBUTE.pack(size, kind) + value + bytes(-size % 4)
+    body += attribute(_NDA_DST, socket.inet_pton(family, address))
+    return body + attribute(_NDA_PROTOCOL, bytes([PROTOCOL]))
 
 
 def _message(number: int, request: Request) -> bytes:
     kind, flags, body = request
     return HEADER.pack(HEADER.size + len(body), kind, flags, number, 0) + body
-
-
-def _number(value: bytes | None) -> int:
-    return 0 if value is None else int(_NUMBER.unpack(value)[0])
 
 
 def _host(family: int, packed: bytes | None) -> str:

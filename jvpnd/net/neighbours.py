@@ -9,10 +9,11 @@ from typing import Any
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink import NLM_F_DUMP, NLM_F_REQUEST
+from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import RTM_GETNEIGH
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 
-from jvpnd.net.apply import host_families, ignore_gone, index_of
+from jvpnd.net.apply import GONE, host_families, index_of
 from jvpnd.net.forwardplan import Lan, Neighbour
 from jvpnd.net.routeplan import PROTOCOL
 
@@ -57,7 +58,11 @@ async def leave(ip: AsyncIPRoute, those: Collection[Neighbour]) -> None:
     """Answer no longer; what has gone is as good as removed."""
     for address, interface in sorted(those):
         if index_of(interface) is not None:
-            await ignore_gone(ip.neigh("del", **_request(address, interface)))
+            try:
+                await ip.neigh("del", **_request(address, interface))
+            except NetlinkError as error:
+                if error.code not in GONE:
+                    raise
 
 
 def _request(address: str, interface: str) -> dict[str, Any]:

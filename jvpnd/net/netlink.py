@@ -1,19 +1,15 @@
-"""Netlink messages and what is in them, cut. Layouts: linux/netlink.h.
+"""Netlink messages and what is in them, cut and made. Layouts: linux/netlink.h.
 
-pyroute2 could do it; but a client waits for this at each start, and importing pyroute2 takes as
-long as all the rest of a start.
+pyroute2 could do it; but a restart waits for links, addresses and routes, and importing pyroute2
+takes as long as all the rest of a start. It does what nobody waits for.
 """
 
 from __future__ import annotations
 
-import errno
-import logging
 import socket
 import struct
 from collections.abc import Collection, Iterator
 from typing import Final
-
-_log = logging.getLogger(__name__)
 
 HEADER: Final = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
 NLMSG_ERROR, NLMSG_DONE = 2, 3
@@ -24,9 +20,14 @@ RECV_BYTES: Final = 2**16
 
 _ATTRIBUTE: Final = struct.Struct("=HH")  # struct nlattr: length with itself, type
 _TYPE_MASK: Final = 0x3FFF  # without NLA_F_NESTED, NLA_F_NET_BYTEORDER
-_NETLINK_GET_STRICT_CHK: Final = 12
 _SO_RCVBUFFORCE: Final = 33
 _BUFFER_BYTES: Final = 2**20
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    """One attribute, padded, for a request."""
+    length = _ATTRIBUTE.size + len(value)
+    return _ATTRIBUTE.pack(length, kind) + value + bytes(-length % 4)
 
 
 def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -68,27 +69,3 @@ def subscribe(groups: Collection[int]) -> socket.socket:
         events.close()
         raise
     return events
-
-
-def dump(kind: int, body: bytes) -> Iterator[tuple[int, bytes]]:
-    """The answer to a dump request of rtnetlink, on a socket of its own: types, whole messages.
-
-    Each receive runs the kernel's dump on our own time, so it never waits for anybody.
-    """
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
-        try:
-            sock.setsockopt(SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
-        except OSError:
-            _log.debug("this kernel cannot filter dumps; filtering here")
-        sock.bind((0, 0))
-        sock.send(HEADER.pack(HEADER.size + len(body), kind, DUMP_REQUEST, 1, 0) + body)
-        while True:
-            for got, message in messages(sock.recv(RECV_BYTES)):
-                if got == NLMSG_DONE:
-                    return
-                if got == NLMSG_ERROR:
-                    (code,) = struct.unpack_from("=i", message, HEADER.size)
-                    if code == -errno.EOPNOTSUPP or code == -errno.EAFNOSUPPORT:
-                        return  # no IPv6 in this kernel
-                    raise OSError(-code, f"netlink dump {kind} refused")
-                yield got, message

@@ -13,9 +13,10 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from jvpnd.core.dataclass import dataclass
 
 RESOLV_CONF: Final = Path("/etc/resolv.conf")
 MAX_BYTES: Final = 64 * 1024  # of what was there; nobody has so many name servers

@@ -10,9 +10,10 @@ from __future__ import annotations
 import binascii
 import ipaddress
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
 from socket import AF_INET, AF_INET6
 from typing import Literal
+
+from jvpnd.core.dataclass import dataclass
 
 Mode = Literal["full", "split", "none"]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network

@@ -7,17 +7,15 @@ protocol number, our own table, our own interface, and sysctls whose old value i
 from __future__ import annotations
 
 import asyncio
-import importlib
 import ipaddress
 import logging
 import socket
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from socket import AF_INET, AF_INET6
-from types import ModuleType
 
 from jvpnd.core.wire import datagrams_a_send
-from jvpnd.net import hostroutes, nft
+from jvpnd.net import apply, hostroutes, nft
 from jvpnd.net.errors import MissingFeature
 from jvpnd.net.forwarding import Forwarder
 from jvpnd.net.forwardplan import Forwarding
@@ -59,9 +57,7 @@ class HostNetwork:
         self._state.load()
         left = self._state.interface
         if left is not None and left != self._name:
-            apply = await _netlink()
-            async with apply.AsyncIPRoute() as ip:
-                await apply.apply_plan(ip, left, Plan())
+            apply.apply_plan(left, Plan())
             remove_left(left)
             await self._remove_filter()
             await self._forwarder.remove(left)
@@ -82,19 +78,17 @@ class HostNetwork:
         self._state.note(self._name, filtered=self._state.filtered)
         wanted = {ipaddress.ip_interface(text) for text in addresses}
         notes: tuple[str, ...] = ()
-        apply = await _netlink()
-        async with apply.AsyncIPRoute() as ip:
-            index = socket.if_nametoindex(self._name)
-            # So that what TCP hands over at once also leaves at once, in one send.
-            await ip.link("set", index=index, mtu=mtu, gso_max_segs=datagrams_a_send(mtu))
-            _set_own(self._name)
-            await ip.link("set", index=index, state="up")
-            usable = wanted if _has_ipv6(self._name) else {a for a in wanted if a.version == 4}
-            if usable != wanted:
-                low = f"an MTU of {mtu} is below its minimum of {_MIN_MTU_IPV6}"
-                why = low if mtu < _MIN_MTU_IPV6 else "it is disabled on this host"
-                notes = (f"no IPv6 in the tunnel, {_join(wanted - usable)} left out: {why}",)
-            await apply.set_addresses(ip, index, usable)
+        index = socket.if_nametoindex(self._name)
+        # So that what TCP hands over at once also leaves at once, in one send.
+        apply.set_sizes(index, mtu, datagrams_a_send(mtu))
+        _set_own(self._name)
+        apply.set_up(index, True)
+        usable = wanted if _has_ipv6(self._name) else {a for a in wanted if a.version == 4}
+        if usable != wanted:
+            low = f"an MTU of {mtu} is below its minimum of {_MIN_MTU_IPV6}"
+            why = low if mtu < _MIN_MTU_IPV6 else "it is disabled on this host"
+            notes = (f"no IPv6 in the tunnel, {_join(wanted - usable)} left out: {why}",)
+        apply.set_addresses(index, usable)
         self._inner = {AF_INET if each.version == 4 else AF_INET6 for each in usable}
         return _logged(notes)
 
@@ -107,7 +101,6 @@ class HostNetwork:
         Raises ValueError for a default route in split mode and MissingFeature where a full tunnel
         needs a sysctl that cannot be set.
         """
-        apply = await _netlink()
         families = apply.host_families()
         if mode == "split" and not _has_ipv6(self._name):
             families = [AF_INET]
@@ -118,8 +111,7 @@ class HostNetwork:
         if mode == "full":
             self._state.set_sysctl(_SRC_VALID_MARK, "1")
             notes += await self._pass_reverse_path()
-        async with apply.AsyncIPRoute() as ip:
-            notes += await apply.apply_plan(ip, self._name, wanted)
+        notes += apply.apply_plan(self._name, wanted)
         if self._state.lent:  # by a run that was a node of a cluster
             await self._remove_lent()
             self._state.note_owned(self._name, self._state.neighbours, ())
@@ -167,13 +159,11 @@ class HostNetwork:
 
     async def remove(self) -> None:
         """Undo everything: routes, rules, addresses, sysctls. The TUN may be gone already."""
-        apply = await _netlink()
-        async with apply.AsyncIPRoute() as ip:
-            await apply.apply_plan(ip, self._name, Plan())
-            index = apply.index_of(self._name)
-            if index is not None:
-                await apply.set_addresses(ip, index, set())
-                await ip.link("set", index=index, state="down")
+        apply.apply_plan(self._name, Plan())
+        index = apply.index_of(self._name)
+        if index is not None:
+            apply.set_addresses(index, set())
+            apply.set_up(index, False)
         await self._remove_filter()
         await self._forwarder.remove(self._name)
         await self._remove_lent()
@@ -206,12 +196,6 @@ class HostNetwork:
             if problem is not None:
                 _log.warning("cannot remove the nft table of %s: %s", name, problem)
             self._state.note(name, filtered=False)
-
-
-async def _netlink() -> ModuleType:
-    """jvpnd.net.apply: importing pyroute2 takes as long as all the rest of a start, and sessions do
-    not wait for it."""
-    return await asyncio.to_thread(importlib.import_module, "jvpnd.net.apply")
 
 
 def _set_own(name: str) -> None:

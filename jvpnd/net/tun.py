@@ -14,10 +14,10 @@ import socket
 import struct
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 import pytun
 
+from jvpnd.core.dataclass import dataclass
 from jvpnd.core.offloads import Offloads
 from jvpnd.net.errors import MissingFeature
 

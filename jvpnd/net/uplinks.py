@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from socket import AF_INET, AF_INET6
+
+from jvpnd.core.dataclass import dataclass
 
 # linux/if_addr.h
 _IFA_F_SECONDARY = 0x01  # for IPv6 the same bit says temporary (RFC 8981)

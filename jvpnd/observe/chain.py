@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final
 
+from jvpnd.core.dataclass import dataclass
 from jvpnd.observe.log import DROPPED
 
 GENESIS: Final = "0" * 64  # `prev` of the first line ever

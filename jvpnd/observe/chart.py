@@ -9,11 +9,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from html import escape
 from typing import Any, Final, TypeAlias
 
+from jvpnd.core.dataclass import dataclass
 from jvpnd.observe.samples import FINE_MS, Sample
 from jvpnd.observe.story import Stretch, bindings, states
 from jvpnd.observe.timeline import LIMITS, Event, Recovery, SessionTimeline

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
+from jvpnd.core.dataclass import dataclass
 from jvpnd.core.reasons import Reason
 from jvpnd.observe.log import DROPPED, Event
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from math import ceil
 from statistics import median
 from typing import Any
 
+from jvpnd.core.dataclass import dataclass, field
 from jvpnd.observe.timeline import Event, Recovery, timeline
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
+
+from jvpnd.core.dataclass import dataclass, field
 
 FINE_MS: Final = 1_000
 FINE_ROWS: Final = 900

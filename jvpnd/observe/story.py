@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
+from jvpnd.core.dataclass import dataclass
 from jvpnd.core.reasons import Reason
 from jvpnd.core.states import State
 from jvpnd.observe.timeline import Event, SessionTimeline

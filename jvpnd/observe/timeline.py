@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final
 
+from jvpnd.core.dataclass import dataclass, field
 from jvpnd.core.reasons import Reason
 from jvpnd.core.states import State
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
+
+from jvpnd.core.dataclass import dataclass
 
 Key = TypeVar("Key", bound=Hashable)
 

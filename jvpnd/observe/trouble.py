@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
+
+from jvpnd.core.dataclass import dataclass
 
 # So long without a fault before it is over. Doubled by each relapse: what is told is an event, too,
 # and one that is the cause of the next fault must not become a flood.

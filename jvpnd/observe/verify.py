@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from jvpnd.core.dataclass import dataclass, field
 from jvpnd.observe.chain import BEGUN, GENESIS, OPENED, Line, unsealed
 from jvpnd.observe.log import DROPPED
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any, Final, TypeVar
 
 from jvpnd import __version__
 from jvpnd.core.client import ClientAgent, Refusal
+from jvpnd.core.dataclass import dataclass, field
 from jvpnd.core.handshake import Established, PendingInit
 from jvpnd.core.messages import InitPayload
 from jvpnd.core.packets import Response

@@ -26,6 +26,7 @@ _log = logging.getLogger("jvpnd")
 SCHEMA: Final = 1  # PRAGMA user_version
 _APPLICATION: Final = 0x4A56504E  # PRAGMA application_id: "JVPN"
 _BUSY_S: Final = 2.0  # how long to wait for a daemon that is ending
+_CACHE_KIB: Final = 256  # the file is memory already
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _CREATE: Final = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -202,6 +203,7 @@ def _open(path: Path, facts: dict[str, str]) -> sqlite3.Connection:
             _check(database, facts)
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = OFF")
+        database.execute(f"PRAGMA cache_size = {-_CACHE_KIB}")
     except BaseException:
         database.close()
         raise

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass, field
+
+from jvpnd.core.dataclass import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)

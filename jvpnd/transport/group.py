@@ -13,10 +13,10 @@ import contextlib
 import socket
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
 
+from jvpnd.core.dataclass import dataclass
 from jvpnd.core.wire import PacketType
 from jvpnd.dataplane.plane import DataPlane
 from jvpnd.transport.backlog import MIN_BYTES, limit_unsent, send_ahead

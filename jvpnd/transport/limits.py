@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+from jvpnd.core.dataclass import dataclass
 
 MAX_CONNECTIONS: Final = 16_384  # that any gateway may be told to take, and a relay takes
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import re
-from dataclasses import dataclass
 from typing import Final
 from urllib.parse import SplitResult, unquote_to_bytes, urlsplit
+
+from jvpnd.core.dataclass import dataclass
 
 MAX_HEADER: Final = 8192
 MAX_REASON: Final = 100

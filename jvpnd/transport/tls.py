@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from jvpnd.child import ChildProcess
+from jvpnd.core.dataclass import dataclass
 from jvpnd.dataplane.messages import encode_command
 from jvpnd.seqpacket import close_all
 from jvpnd.spawn import spawn

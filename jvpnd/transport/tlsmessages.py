@@ -4,8 +4,9 @@ over must not be able to hurt control with it."""
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import Final
+
+from jvpnd.core.dataclass import dataclass
 
 MAX_WHY: Final = 200
 
