@@ -264,6 +264,22 @@ def test_a_cookie() -> None:
     assert bytes([3, 0, 0, 0]) + raw(SHAKE["client_index"]) + cookie == raw(told["packet"])
 
 
+def test_another_node_says_how_it_is() -> None:
+    told = VECTORS["other_node"]
+    digest = hashlib.blake2b(b"jvp1 node " + told["name"].encode(), digest_size=4).digest()
+    assert told["tag"] == int.from_bytes(digest, "little")
+
+    def proof(text: bytes) -> bytes:
+        key, person = raw(SHAKE["reset_key"]), b"jvp1 node"
+        return hashlib.blake2b(text, key=key, digest_size=16, person=person).digest()
+
+    sequence = struct.pack("<I", told["sequence"])
+    front = bytes([13, 0, 0, 0]) + FIRST_TICKET + sequence
+    assert front + proof(front) == raw(told["probe"])
+    answer = bytes([14, 1, 0, 0]) + sequence  # it takes sessions
+    assert answer + proof(answer + raw(told["probe"])) == raw(told["reply"])
+
+
 # --- the code and the page ---
 
 

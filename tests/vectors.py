@@ -22,6 +22,7 @@ from jvpnd.core import keys, noise
 from jvpnd.core.client import ClientAgent
 from jvpnd.core.effects import Effect, Endpoint, Origin, Send, Swap
 from jvpnd.core.gateway import Gateway, Stored
+from jvpnd.core.nodes import Sharing, node_probe, node_tag
 from jvpnd.core.noise import public_key
 from jvpnd.core.packets import encode_retry, request_tag, stealth_key
 from jvpnd.core.path import PathInfo
@@ -130,7 +131,7 @@ def make(kem: tuple[bytes, bytes] | None = None) -> Vector:
         "proof_key": keys.proof_key(peer.session.root),
     }
     first_row = row_of(peer, "gw1")
-    vectors = {
+    vectors: Vector = {
         "about": "JVP/1 test vectors. Everything is hexadecimal but numbers and names. Made by "
         "tests/vectors.py, checked by tests/test_vectors.py, explained in docs/protocol.md.",
         "static": static,
@@ -144,6 +145,8 @@ def make(kem: tuple[bytes, bytes] | None = None) -> Vector:
         "reattach": reattach(agent, gateway, dice, theirs),
     }
     vectors["close"] = close(gateway)
+    ticket = vectors["reattach"]["ticket"]
+    vectors["other_node"] = other_node(ticket, handshake["reset_key"])
     written: Vector = plain(vectors)
     return written
 
@@ -275,6 +278,16 @@ def retry(client_index: bytes) -> Vector:
         "cookie": cookie,
         "packet": encode_retry(int.from_bytes(client_index, "little"), cookie),
     }
+
+
+def other_node(ticket: bytes, reset_key: bytes) -> Vector:
+    """Another node of a cluster is asked how it is; it has no session."""
+    node = Gateway(
+        "gw2", GATEWAY_SECRET, [ENTRY], Policy(), KnownEntropy("gw2"), sharing=Sharing.STORE
+    )
+    probe = node_probe(ticket, 7, reset_key)
+    (reply,) = given(node, MOVED_MS, AWAY, probe)
+    return {"name": "gw2", "tag": node_tag("gw2"), "sequence": 7, "probe": probe, "reply": reply}
 
 
 def udp_packet(payload: int) -> bytes:
