@@ -20,7 +20,8 @@ _SCOPES: Final = ((6, 0b11),)  # sockets in the abstract name space, signals
 _CREATE_RULESET: Final = 444  # the same number on all machines
 _RESTRICT_SELF: Final = 446
 _VERSION: Final = 1  # LANDLOCK_CREATE_RULESET_VERSION
-_ABSENT: Final = (errno.ENOSYS, errno.EOPNOTSUPP)  # not built; not switched on at boot
+# not built; not switched on at boot; withheld by the filter of a container
+_ABSENT: Final = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
 _ATTRIBUTES: Final = struct.Struct("=QQQ")
 
 _libc = ctypes.CDLL(None, use_errno=True)
