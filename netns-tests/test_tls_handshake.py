@@ -6,7 +6,7 @@ import asyncio
 import resource
 import socket
 import ssl
-from contextlib import closing
+from contextlib import closing, suppress
 
 import pytest
 from tlsends import (
@@ -345,7 +345,8 @@ def test_a_proxy_that_is_none(answer: bytes, why: str) -> None:
             with server, closing(one.connect(1, client, None, request)) as pipe:
                 assert (await receive(server, 8)) == b"CONNECT "
                 server.send(answer)
-                server.shutdown(socket.SHUT_WR)
+                with suppress(OSError):  # the relay may have heard enough already
+                    server.shutdown(socket.SHUT_WR)
                 assert await one.why(1) == why
                 assert await ended(pipe)
 

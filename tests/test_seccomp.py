@@ -46,6 +46,7 @@ tried = {
     "fork": lambda: os.fork() or os._exit(0),
     "execute": lambda: os.execv("/bin/true", ["true"]),
     "socket": lambda: socket.socket(socket.AF_UNIX, socket.SOCK_STREAM),
+    "pair": lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM),
     "bind": lambda: listener.bind(("127.0.0.1", 0)),
     "connect": lambda: listener.connect(("127.0.0.1", 9)),
     "device": lambda: fcntl.ioctl(listener, 0x8913, bytes(40)),  # SIOCGIFFLAGS

@@ -197,8 +197,8 @@ def main(timeout_ms: int, channel_fd: int, parent: int) -> None:
     server = server_context(fds[0], arguments["alpn"]) if fds else None
     close_all(fds)
     "".encode("idna")  # what that takes is loaded while there are files
-    give_up_all(parent)
     poll = Poll()
+    give_up_all(parent)
     sock.setblocking(False)
     channel = Channel(sock, poll)
     relay = Relay(poll, channel.report, timeout_ms / 1000, server)
