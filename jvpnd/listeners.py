@@ -30,7 +30,7 @@ from jvpnd.transport.endpoint import Listen
 from jvpnd.transport.group import SocketGroup
 from jvpnd.transport.limits import DEFAULT_LIMITS, ConnectionLimits
 from jvpnd.transport.tcp import open_listener, tune
-from jvpnd.transport.tls import TlsRelay
+from jvpnd.transport.tls import Served, TlsRelay
 from jvpnd.transport.udp import ListenError
 from jvpnd.transport.udp import open_listener as open_udp
 
@@ -290,8 +290,10 @@ class Listeners:
 
     def _start_tls(self, listen: Listen) -> None:
         if self._tls is None:
-            self._tls = TlsRelay(lambda _: None, lambda _number, _why: None, self._tls_exited)
-            self._tls.serve(self._pem(listen), listen.alpn or ALPN["tls"])
+            served = Served(self._pem(listen), listen.alpn or ALPN["tls"])
+            self._tls = TlsRelay(
+                lambda _: None, lambda _number, _why: None, self._tls_exited, served=served
+            )
 
     def _tls_exited(self) -> None:
         """Its pipes have ended, and so their connections; the next one starts it again."""

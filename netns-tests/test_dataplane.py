@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import os
 import random
@@ -14,10 +15,11 @@ import struct
 import subprocess
 import time
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
-from namespaced import in_namespace, run, spawn
+from namespaced import forbid_filters, in_namespace, run, spawn
 from twoplanes import (
     ANY,
     FULL,
@@ -463,7 +465,7 @@ async def test_workers_hold_no_privilege() -> None:
                 assert int(status[kind], 16) == 0, (role, kind)
             assert status["Uid"].split() == status["Gid"].split() == ["65534"] * 4
             assert status["Groups"].split() == []
-            assert status["NoNewPrivs"] == "1"
+            assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
 
 
 def status_of(pid: int) -> dict[str, str]:
@@ -575,13 +577,27 @@ async def test_close_ends_the_workers() -> None:
 @isolated
 async def test_worker_that_cannot_drop_its_privileges_does_not_start() -> None:
     tun_fd = os.open("/dev/null", os.O_RDWR)
-    libc_drop_setpcap()
+    forbid_filters()
     with pytest.raises(DataPlaneError, match="ended while it started"):
         await launched([tun_fd], PLAIN, Observer())
 
 
-def libc_drop_setpcap() -> None:
-    """Take CAP_SETPCAP from what our children can have."""
-    import ctypes
+@isolated
+async def test_workers_carry_packets_where_control_may_not_change_their_uid() -> None:
+    keep_capabilities(12, 13)  # CAP_NET_ADMIN, CAP_NET_RAW
+    async with tunnel() as (one, two):
+        for pid in one.plane.worker_pids().values():
+            status = status_of(pid)
+            assert int(status["CapPrm"], 16) == int(status["CapEff"], 16) == 0
+            assert status["Uid"].split() == ["0"] * 4
+            assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+        await transfer(one, two, 100_000)
+        await transfer(two, one, 100_000)
 
-    assert ctypes.CDLL(None).prctl(24, 8, 0, 0, 0) == 0  # PR_CAPBSET_DROP, CAP_SETPCAP
+
+def keep_capabilities(*kept: int) -> None:
+    """The others are not for our children to have."""
+    libc = ctypes.CDLL(None)
+    for capability in range(int(Path("/proc/sys/kernel/cap_last_cap").read_text()) + 1):
+        if capability not in kept:
+            assert libc.prctl(24, capability, 0, 0, 0) == 0  # PR_CAPBSET_DROP

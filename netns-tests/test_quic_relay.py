@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from namespaced import in_namespace, run, spawn
+from namespaced import forbid_filters, in_namespace, run, spawn
 from quicends import ALPN, LISTENER, PEM, Link, drain, joined, link, receive, side, udp, wire
 from quicstranger import Stranger
-from test_dataplane import isolated, libc_drop_setpcap, status_of
+from test_dataplane import isolated, status_of
 from twoplanes import PATIENCE_S, Namespace, until
 
 from jvpnd.transport import quic
@@ -342,7 +342,7 @@ async def test_the_relay_holds_no_privilege() -> None:
                 assert int(status[kind], 16) == 0, kind
             assert status["Uid"].split() == status["Gid"].split() == ["65534"] * 4
             assert status["Groups"].split() == []
-            assert status["NoNewPrivs"] == "1"
+            assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
 
 
 @isolated
@@ -375,7 +375,7 @@ def test_the_relay_ends_when_control_is_killed() -> None:
 
 @isolated
 async def test_a_relay_that_cannot_drop_its_privileges_does_not_run() -> None:
-    libc_drop_setpcap()
+    forbid_filters()
     async with side() as here:
         await until(lambda: here.exits == 1, "ended")
 

@@ -283,7 +283,7 @@ async def test_a_relay_holds_no_privilege() -> None:
             assert int(status[kind], 16) == 0, kind
         assert status["Uid"].split() == status["Gid"].split() == ["65534"] * 4
         assert status["Groups"].split() == []
-        assert status["NoNewPrivs"] == "1"
+        assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
 
 
 def status_of(pid: int) -> dict[str, str]:

@@ -18,7 +18,7 @@ from namespaced import in_namespace
 from twoplanes import PATIENCE_S, until
 
 from jvpnd.transport.certificate import self_signed
-from jvpnd.transport.tls import ProxyRequest, TlsRelay
+from jvpnd.transport.tls import ProxyRequest, Served, TlsRelay
 from jvpnd.transport.tlscontext import pem_file, server_context
 
 CERTIFICATE = self_signed("gw")
@@ -38,11 +38,14 @@ def isolated(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None
 class End:
     """A relay, and what it told."""
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, certificate: bytes | None) -> None:
         self.ready: list[int] = []
         self.failed: dict[int, str] = {}
         self.exits = 0
-        self.relay = TlsRelay(self.ready.append, self._on_failed, self._on_exit, timeout_s)
+        served = None if certificate is None else Served(certificate, ["h2"])
+        self.relay = TlsRelay(
+            self.ready.append, self._on_failed, self._on_exit, timeout_s, served
+        )
 
     def _on_failed(self, number: int, why: str) -> None:
         assert number not in self.failed
@@ -80,10 +83,11 @@ class End:
 
 
 @asynccontextmanager
-async def end(timeout_s: float = PATIENCE_S) -> AsyncIterator[End]:
+async def end(
+    timeout_s: float = PATIENCE_S, certificate: bytes = CERTIFICATE
+) -> AsyncIterator[End]:
     """A relay that can do both."""
-    here = End(timeout_s)
-    here.relay.serve(CERTIFICATE, ["h2"])
+    here = End(timeout_s, certificate)
     try:
         yield here
     finally:

@@ -66,6 +66,16 @@ def test_nothing_happens_without_a_path() -> None:
     assert alone.agent.session is None
 
 
+def test_a_host_that_was_up_for_long_before_was_not_stalled() -> None:
+    alone = Alone()
+    alone.now_ms = 3_600_000
+    alone.add("a")
+    alone.run(100)
+    assert alone.inits()
+    emitted = [effect for effect in alone.effects if isinstance(effect, Emit)]
+    assert not [effect for effect in emitted if effect.details.get("what") == "resumed"]
+
+
 def test_a_birth_asks_over_every_path_in_turn() -> None:
     alone = Alone()
     alone.add("a")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+
+import pytest
 
 from jvpnd.core.wire import MAX_LANES
 
@@ -53,6 +56,26 @@ def test_an_instance_is_the_service_with_names_of_its_own() -> None:
         assert len(one) == len(many)
         for ours, theirs in zip(one, many, strict=True):
             assert ours == theirs or "%i" in theirs, (ours, theirs)
+
+
+def test_no_unit_may_change_its_uid_or_signal_others() -> None:
+    for unit in (PACKAGING / "systemd").glob("*.service"):
+        kept = re.findall(r"^CapabilityBoundingSet=(.+)$", unit.read_text(), re.M)
+        allowed = {"CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_NET_BIND_SERVICE"}
+        assert kept, unit.name
+        assert set(" ".join(kept).split()) <= allowed, unit.name
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze")
+def test_the_daemons_units_are_as_hard_as_the_documentation_says() -> None:
+    text = (ROOT / "docs" / "install.md").read_text()
+    (said,) = re.findall(r"`systemd-analyze security jvpnd` says ([\d.]+)\.\s", text)
+    assert float(said) <= 2.0
+    for name in ("jvpnd", "jvpnd@"):
+        unit = PACKAGING / "systemd" / f"{name}.service"
+        command = ("systemd-analyze", "security", "--no-pager", "--offline=true", str(unit))
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert re.findall(r"Overall exposure level for \S+ ([\d.]+)", done.stdout) == [said]
 
 
 def test_what_the_unit_keeps_is_enough_for_every_lane() -> None:

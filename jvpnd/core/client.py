@@ -67,7 +67,7 @@ class ClientAgent:
         self._keeping = Keeping(self._state, self._births)
         self._path_number = 0
         self._due_ms: float | None = None
-        self._checked_ms = 0.0
+        self._checked_ms: float | None = None
         self._seeking = False
 
     # --- outputs ---
@@ -117,6 +117,8 @@ class ClientAgent:
     def next_timer_ms(self, now_ms: float) -> float:
         """When `timer` wants to be called next, if nothing else happens before."""
         state, session = self._state, self._state.live_session()
+        if self._checked_ms is None:  # nobody was to check before
+            self._checked_ms = now_ms
         watchful = state.bound is not None and (
             state.watch.is_busy(now_ms) or state.watch.is_tense
         )

@@ -18,7 +18,7 @@ from jvpnd.dataplane.counters import Counters, Drop
 from jvpnd.dataplane.downlink import Downlink
 from jvpnd.dataplane.messages import Report, ReportKind, encode_report, receive_command
 from jvpnd.dataplane.uplink import Uplink
-from jvpnd.privileges import die_with_parent, drop_all
+from jvpnd.privileges import give_up_all
 
 COMMANDS_A_TURN: Final = 256  # packets wait no longer, and the loop is seen to turn
 
@@ -81,8 +81,7 @@ def main(
     else:
         worker = Downlink(tun_fd, offloads, lane, counters, channel.report, lanes)
     channel.commands = worker.commands
-    drop_all()
-    die_with_parent(parent)
+    give_up_all(parent)
     channel.report(Report(ReportKind.READY))
     channel.socket.setblocking(False)
     worker.run(channel.socket, channel.take_commands)

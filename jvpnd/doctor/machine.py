@@ -14,7 +14,7 @@ from jvpnd.doctor.finding import Finding, fail, ok, warn
 IFF_MULTI_QUEUE: Final = 0x0100
 IFF_VNET_HDR: Final = 0x4000
 # linux/capability.h: what jvpnd does as root, and then gives up in its workers
-CAPABILITIES: Final = {"CAP_NET_ADMIN": 12, "CAP_SETUID": 7, "CAP_SETGID": 6, "CAP_SETPCAP": 8}
+CAPABILITIES: Final = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13}
 _STA_UNSYNC: Final = 0x0040  # linux/timex.h
 _DAY_S: Final = 86_400
 

@@ -13,6 +13,7 @@ from aioquic.quic.connection import QuicConnection
 from aioquic.quic.packet_builder import QuicSentPacket
 from aioquic.quic.recovery import QuicPacketPacer
 from aioquic.tls import CipherSuite, Epoch
+from cryptography.hazmat.backends import openssl  # noqa: F401 - loaded while there are files
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509 import load_pem_x509_certificates
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from jvpnd.dataplane.messages import receive_command, remote_of
-from jvpnd.privileges import die_with_parent, drop_all
+from jvpnd.privileges import give_up_all
 from jvpnd.transport import quicengine
 from jvpnd.transport.quic import FIRST_ACCEPTED
 from jvpnd.transport.quicconnection import Connection
@@ -205,9 +205,10 @@ def main(channel_fd: int, parent: int) -> None:
     """Relay until control goes away."""
     for noise in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(noise, signal.SIG_IGN)  # control decides when this ends, and sees to it
-    drop_all()
-    die_with_parent(parent, GOODBYE_S)
     logging.getLogger("quic").disabled = True  # strangers decide how much it would say
     channel = socket.socket(fileno=channel_fd)
     channel.setblocking(False)
-    asyncio.run(run(channel))
+    with asyncio.Runner() as runner:
+        runner.get_loop()  # has descriptors of its own
+        give_up_all(parent, GOODBYE_S)
+        runner.run(run(channel))

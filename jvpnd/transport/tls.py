@@ -6,7 +6,6 @@ connection. Control opens and accepts the TCP sockets, and parses nothing that c
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -20,6 +19,14 @@ from jvpnd.transport.tlscontext import pem_file
 from jvpnd.transport.tlsmessages import MAX_REPORT, decode_report
 
 HANDSHAKE_TIMEOUT_S: Final = 10.0  # with the proxy's answer
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What is shown to those who connect: certificates with their private key (PEM), protocols."""
+
+    pem: bytes
+    alpn: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +52,10 @@ class TlsRelay:
         on_failed: Callable[[int, str], None],
         on_exit: Callable[[], None],
         handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S,
+        served: Served | None = None,
     ) -> None:
+        """`served`: for a relay that is to accept; one that cannot be used ends it."""
+
         def on_message(data: bytes, fds: list[int]) -> None:
             close_all(fds)  # a relay has none to give
             report = decode_report(data)
@@ -59,18 +69,16 @@ class TlsRelay:
         module, arguments = "jvpnd.transport.tlsrelay", [str(int(handshake_timeout_s * 1000))]
         spawned = spawn(module, arguments)
         self._child = ChildProcess(spawned, MAX_REPORT, on_message, on_exit)
+        fds = [] if served is None else [pem_file(served.pem)]
+        try:
+            alpn = [] if served is None else list(served.alpn)
+            self._child.send(encode_command("begin", {"alpn": alpn}), fds)
+        finally:
+            close_all(fds)
 
     @property
     def pid(self) -> int:
         return self._child.pid
-
-    def serve(self, pem: bytes, alpn: Sequence[str]) -> None:
-        """Certificates and their key, and protocols, for what is accepted from now on."""
-        fd = pem_file(pem)
-        try:
-            self._child.send(encode_command("serve", {"alpn": list(alpn)}), [fd])
-        finally:
-            os.close(fd)
 
     def connect(
         self,

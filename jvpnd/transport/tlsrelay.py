@@ -18,7 +18,7 @@ from select import EPOLLIN, EPOLLOUT
 from typing import Final
 
 from jvpnd.dataplane.messages import receive_command
-from jvpnd.privileges import die_with_parent, drop_all
+from jvpnd.privileges import give_up_all
 from jvpnd.seqpacket import close_all
 from jvpnd.transport.limits import MAX_CONNECTIONS
 from jvpnd.transport.poll import Poll
@@ -84,15 +84,20 @@ class Channel:
 class Relay:
     """All connections, in one loop."""
 
-    def __init__(self, poll: Poll, report: Callable[[Report], None], timeout_s: float) -> None:
+    def __init__(
+        self,
+        poll: Poll,
+        report: Callable[[Report], None],
+        timeout_s: float,
+        server: ssl.SSLContext | None,
+    ) -> None:
         self._poll = poll
         self._report = report
         self._timeout_s = timeout_s
-        self._server: ssl.SSLContext | None = None
+        self._server = server
         self._connections: set[Connection] = set()
         self._deadlines: dict[Connection, float] = {}  # in order: all wait for the same time
         self.commands: dict[str, Callable[..., None]] = {
-            "serve": self._serve,
             "connect": self._connect,
             "accept": self._accept,
         }
@@ -119,12 +124,6 @@ class Relay:
     def on_end(self, connection: Connection) -> None:
         self._deadlines.pop(connection, None)
         self._connections.remove(connection)
-
-    def _serve(self, fds: list[int], alpn: list[str]) -> None:
-        try:
-            self._server = server_context(fds[0], alpn)
-        finally:
-            close_all(fds)
 
     def _connect(
         self,
@@ -190,13 +189,19 @@ def main(timeout_ms: int, channel_fd: int, parent: int) -> None:
     for noise in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(noise, signal.SIG_IGN)  # control decides when this ends, and sees to it
     _make_room()
-    drop_all()
-    die_with_parent(parent)
-    poll = Poll()
     sock = socket.socket(fileno=channel_fd)
+    begun = receive_command(sock)
+    if begun is None:
+        return
+    _name, arguments, fds = begun
+    server = server_context(fds[0], arguments["alpn"]) if fds else None
+    close_all(fds)
+    "".encode("idna")  # what that takes is loaded while there are files
+    poll = Poll()
+    give_up_all(parent)
     sock.setblocking(False)
     channel = Channel(sock, poll)
-    relay = Relay(poll, channel.report, timeout_ms / 1000)
+    relay = Relay(poll, channel.report, timeout_ms / 1000, server)
     channel.commands = relay.commands
     while channel.take_commands():
         relay.turn()

@@ -55,9 +55,10 @@ class Uplink:
 
     def set_up(self, host: int = 2) -> None:
         """Link up, address and default route, as a DHCP client would leave them."""
-        self.client.ip_batch(*self._lease(host))
+        self.client.ip_batch(*self.lease(host))
 
-    def _lease(self, host: int) -> list[str]:
+    def lease(self, host: int = 2) -> list[str]:
+        """The lines for `ip` (`-6` in front where it is `ip -6`) that set it up."""
         n, metric = self.number, f"dev {self.device} metric {100 * self.number}"
         return [
             f"addr replace 10.{n}.0.{host}/24 dev {self.device}",
@@ -74,7 +75,7 @@ class Uplink:
     def change_address(self, host: int) -> None:
         """A new lease: the old address goes, the new one and its route come."""
         flush = f"addr flush dev {self.device} scope global"
-        self.client.ip_batch(flush, *self._lease(host))
+        self.client.ip_batch(flush, *self.lease(host))
 
     def silence(self) -> None:
         """A blackhole: nothing passes the wire, and no interface tells."""

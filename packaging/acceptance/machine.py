@@ -11,13 +11,14 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
 PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "iproute2", "iputils-ping", "python3-minimal", "procps"),
     *("ca-certificates", "nftables", "python3", "man-db", "bash-completion"),
+    "systemd-resolved",
 )
 BOOT_TIMEOUT_S, STOP_TIMEOUT_S = 60, 30
 REBOOT = 133  # nspawn's exit status when the container wants to be booted again
@@ -81,7 +82,8 @@ class Machine:
                 *(f"--directory={self.root}", f"--machine={self.name}"),
                 f"--network-namespace-path=/run/netns/{self._netns}",
                 "--capability=CAP_NET_ADMIN",
-                "--system-call-filter=bpf",  # else systemd leaves DeviceAllow= be, and says nothing
+                # without bpf systemd leaves DeviceAllow= be, and says nothing
+                "--system-call-filter=bpf landlock_create_ruleset landlock_restrict_self",
             ),
             env={**os.environ, "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network"},
             stdin=subprocess.DEVNULL,
@@ -128,14 +130,15 @@ class Machine:
         shutil.copy(file, self.root / "root" / file.name)
         return f"/root/{file.name}"
 
-    def reboot(self) -> float:
-        """As `reboot` inside does; seconds until it is up again."""
+    def reboot(self, meanwhile: Callable[[], None] = lambda: None) -> float:
+        """As `reboot` inside does; seconds until it is up again. `meanwhile`: while it is off."""
         began = time.monotonic()
         self.run("systemctl", "reboot")
         assert self._process is not None
         status = self._process.wait(STOP_TIMEOUT_S)
         if status != REBOOT:
             raise RuntimeError(f"{self.name} ended with {status} instead of booting again")
+        meanwhile()
         self.boot()
         return time.monotonic() - began
 

@@ -11,17 +11,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from inside import CONFIG, active, apt, confined, drop_in_of, main_pid, started
 from lab.stage import until
 from lab.topology import OUTSIDE, Lab
 from lab.traffic import Traffic
 from machine import Machine
+from surroundings import BEYOND, INNER, Surroundings
 
 GAP_MS = 500  # without an echo, over a restart or an upgrade
 CRASH_GAP_MS = 1000  # after kill -9, the 0.1 s of the unit's RestartSec among it
-EXPOSURE = 2.4  # docs/install.md says why it is not less
-CONFIG = "/etc/jvpn/jvpnd.toml"
-INNER = "10.77.0.1"
-BEYOND = "198.51.100.1"  # somewhere on the internet: the host reaches it through the tunnel
+EXPOSURE = 2.0
 ECHO_HZ = "100"
 
 # More happens here within a minute than a session allows by itself.
@@ -48,6 +47,7 @@ class Story:
         self.lab, self.client, self.gateway = lab, client, gateway
         self.both = (client, gateway)
         self.package, self.newer = package, newer
+        self.around = Surroundings(self)
         self.session = ""
 
     def steps(self) -> Iterator[Step]:
@@ -59,6 +59,9 @@ class Story:
         yield self.reach
         yield self.group
         yield self.exposure
+        yield self.around.low_ports
+        yield self.around.names
+        yield self.around.names_after_a_crash
         yield self.lose_link
         for machine in self.both:
             yield self.restart(machine)
@@ -70,6 +73,7 @@ class Story:
         yield self.stop
         yield self.instance
         yield self.credential
+        yield self.around.guarded_boot
         for machine in self.both:
             yield self.reboot(machine)
         yield self.remove
@@ -145,10 +149,12 @@ class Story:
         assert "ATTACHED" not in refused, refused
 
     def exposure(self) -> list[str]:
-        """systemd-analyze security"""
+        """systemd-analyze security; workers are confined"""
         said = self.client.run("systemd-analyze", "security", "jvpnd", "--no-pager")
         (level,) = re.findall(r"Overall exposure level for jvpnd.service: ([\d.]+)", said)
         assert float(level) <= EXPOSURE, said
+        for machine in self.both:
+            assert len(confined(machine)) >= 2
         return [level]
 
     def lose_link(self) -> list[str]:
@@ -348,41 +354,3 @@ class Load:
         assert self._story.attached()["session"]["id"] == self._story.session
         self._figures += [f"gap {gap:.0f} ms", f"{lost} lost"]
         assert gap <= self._allowed_ms, f"{gap} ms without an echo"
-
-
-class drop_in_of:  # noqa: N801 - reads as what it does
-    """More lines of the unit, for a while."""
-
-    def __init__(self, machine: Machine, text: str) -> None:
-        self._machine, self._text = machine, text
-
-    def __enter__(self) -> None:
-        folder = "/etc/systemd/system/jvpnd.service.d"
-        self._machine.run("mkdir", "-p", folder)
-        self._machine.write(f"{folder}/acceptance.conf", self._text)
-        self._machine.run("systemctl", "daemon-reload")
-        self._machine.run("systemctl", "restart", "jvpnd")
-
-    def __exit__(self, *_: object) -> None:
-        self._machine.run("rm", "-r", "/etc/systemd/system/jvpnd.service.d")
-        self._machine.run("systemctl", "daemon-reload")
-
-
-def apt(machine: Machine, what: str, command: str = "install") -> str:
-    quiet = ("-y", "--no-install-recommends", "-o", "Dpkg::Use-Pty=0")
-    env = ("env", "DEBIAN_FRONTEND=noninteractive")
-    return machine.run(*env, "apt-get", command, *quiet, what)
-
-
-def active(machine: Machine) -> str:
-    return machine.run("systemctl", "is-active", "jvpnd", check=False).strip()
-
-
-def main_pid(machine: Machine) -> str:
-    return machine.run("systemctl", "show", "--property=MainPID", "--value", "jvpnd").strip()
-
-
-def started(machine: Machine, unit: str) -> int:
-    """When its process was started, in us since the boot."""
-    name = "--property=ExecMainStartTimestampMonotonic"
-    return int(machine.run("systemctl", "show", name, "--value", unit))
