@@ -157,7 +157,7 @@ def init_client(
     answers = ClientAnswers(
         node,
         gateway_key,
-        [endpoint],
+        [(endpoint, "")],
         is_full,
         networks,
         kill_switch=kill_switch,

@@ -32,12 +32,13 @@ class GatewayAnswers:
 
 @dataclass(frozen=True, slots=True)
 class ClientAnswers:
-    """What a client has to know. `private_key`: None where it is in `key_file`, beside; `networks`:
-    what it sends into the tunnel besides the tunnel's own network; `mtu` None: the default one."""
+    """What a client has to know. `endpoints`: each with its node's name, "" where the gateway is no
+    node of a cluster; `private_key`: None where it is in `key_file`, beside; `networks`: what it
+    sends into the tunnel besides the tunnel's own network; `mtu` None: the default one."""
 
     node: str
     gateway_key: str
-    endpoints: Sequence[Endpoint]
+    endpoints: Sequence[tuple[Endpoint, str]]
     is_full: bool = False
     networks: Sequence[str] = ()
     private_key: str | None = None
@@ -116,7 +117,7 @@ def client_text(answers: ClientAnswers, commented: bool = True) -> str:
         *gateway,
         "",
         "# More than one: the client moves between them.",
-        *(line for each in answers.endpoints for line in _endpoint_lines(each)),
+        *(line for each in answers.endpoints for line in _endpoint_lines(*each)),
         "[routes]",
         *_route_lines(answers),
         *_dns_lines(answers),
@@ -126,12 +127,13 @@ def client_text(answers: ClientAnswers, commented: bool = True) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _endpoint_lines(endpoint: Endpoint) -> list[str]:
+def _endpoint_lines(endpoint: Endpoint, node: str) -> list[str]:
     return [
         "[[gateway.endpoint]]",
         f"transport = {_quoted(endpoint.transport)}",
         f"address = {_quoted(endpoint.address)}",
         f"port = {endpoint.port}",
+        *([f"node = {_quoted(node)}"] if node else []),
         "",
     ]
 
