@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from jvpnd.cli.reload import ask_to_reload
 from jvpnd.cli.text import NONE, clean, table
 from jvpnd.config import Client, Config, Interface, load
 from jvpnd.control.client import NotRunning
-from jvpnd.core.dataclass import dataclass
+from jvpnd.core.dataclass import dataclass, field
 from jvpnd.core.noise import public_key as public_of
 from jvpnd.core.policy import shown
 from jvpnd.enrol import files, listfile
