@@ -163,6 +163,16 @@ class Cluster:
             self._table.set_state(DRAINING if leave else READY)
         self._pump()
 
+    @property
+    def problem(self) -> str:
+        """What is wrong with this node's place in the cluster, "" if all is well."""
+        return "" if self._table is None else self._table.namesake.problem
+
+    @property
+    def notes(self) -> list[str]:
+        """What the operator should know."""
+        return [*([self.problem] if self.problem else []), *self.traffic.notes]
+
     def status(self) -> dict[str, Any]:
         """As `jvpnctl cluster status --json` prints it."""
         seen_ms = None if self._seen_ms is None else round(now_ms() - self._seen_ms)
@@ -170,6 +180,7 @@ class Cluster:
             "node": self._node,
             "draining": self._core.is_leaving,
             "sessions": len(self._core.sessions),
+            "problem": self.problem,
             "store": {
                 "kind": "none" if self._table is None else "etcd",
                 "problem": "" if self._table is None else self._table.problem,

@@ -224,8 +224,8 @@ class GatewayShell:
 
     async def notes(self) -> list[str]:
         """What of forwarding this host does not do, and what is in its way."""
-        traffic = [] if self.cluster is None else self.cluster.traffic.notes
-        return [*self._notes, *traffic, *await self._lookout.look()]
+        cluster = [] if self.cluster is None else self.cluster.notes
+        return [*self._notes, *cluster, *await self._lookout.look()]
 
     @property
     def dropped(self) -> dict[str, int]:

@@ -14,8 +14,9 @@ import tomllib
 from pathlib import Path
 
 HERE = Path(__file__).parent
-EXTRAS = ("quic", "metrics", "top", "qr")
-UNUSED = ("markdown-it-py", "mdurl", "pygments")  # of rich, for what we do not show: 5 MB
+EXTRAS = ("quic", "cluster", "metrics", "top", "qr")
+# Of rich, for what we do not show: 5 MB; of pbr, which only names versions at run time: 7 MB.
+UNUSED = ("markdown-it-py", "mdurl", "pygments", "setuptools")
 
 _HEAD = """\
 # Written by `make lock`. For Debian 12 on amd64.

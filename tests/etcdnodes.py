@@ -103,13 +103,14 @@ async def node(
     prefix: str = "/jvpn/",
     keys: tuple[bytes, ...] = (KEY,),
     ttl_s: int = 10,
+    address: str = "10.0.0.7",
 ) -> AsyncIterator[Node]:
     """One that is open."""
-    settings = ClusterSettings(access, keys, prefix, ttl_s, ("10.0.0.7",))
+    settings = ClusterSettings(access, keys, prefix, ttl_s, (address,))
     table, observer = EtcdTable(settings, name, ENDPOINTS, DAY_MS), Observer()
-    await table.open()
-    table.observe(observer)
     try:
+        await table.open()
+        table.observe(observer)
         yield Node(table, observer)
     finally:
         await table.close()

@@ -114,6 +114,42 @@ def test_each_instance_has_its_own_key_and_interface(tmp_path: Path) -> None:
     assert len(keys) == 2
 
 
+def test_a_node_of_a_cluster_gets_its_table_and_a_key(tmp_path: Path) -> None:
+    file, key = tmp_path / "jvpnd.toml", tmp_path / "cluster.key"
+    words = ("init", "gateway", "--public-address", "203.0.113.7", "--config")
+    etcd = ("--cluster-etcd", "http://10.9.0.1:2379,https://10.9.0.2")
+    wrong = jvpnctl(*words, str(file), "--cluster-etcd", "10.9.0.1")
+    assert (wrong.returncode, "is not an endpoint of etcd" in wrong.stderr) == (2, True)
+    alone = jvpnctl(*words, str(file), "--cluster-address", "10.0.0.1")
+    assert (alone.returncode, "go with --cluster-etcd" in alone.stderr) == (2, True)
+    assert os.listdir(tmp_path) == []
+    done = jvpnctl(*words, str(file), *etcd, "--cluster-address", "10.0.0.1,fd00::1", "--json")
+    assert done.returncode == 0, done.stderr
+    first = load(file)
+    assert first.cluster is not None
+    assert first.cluster.etcd is not None
+    assert first.cluster.etcd.endpoints == (("http", "10.9.0.1", 2379), ("https", "10.9.0.2", 2379))
+    assert first.cluster.address == ("10.0.0.1", "fd00::1")
+    assert key.stat().st_mode & 0o777 == 0o600
+    assert first.private_key not in first.cluster.keys
+    (note,) = (each for each in json.loads(done.stdout)["notes"] if str(key) in each)
+    networks = re.findall(r"--network \S+", note)
+
+    other = tmp_path / "other.toml"
+    absent = jvpnctl(*words, str(other), *etcd, "--cluster-key", str(tmp_path / "cluser.key"))
+    assert (absent.returncode, "No such file" in absent.stderr) == (2, True)
+    told = [word for each in networks for word in each.split()]
+    done = jvpnctl(*words, str(other), *etcd, "--cluster-key", str(key), "--node", "gw2", *told)
+    assert done.returncode == 0, done.stderr
+    second = load(other)
+    assert second.cluster is not None
+    assert (second.cluster.keys, second.cluster.address) == (first.cluster.keys, ())
+    assert second.interface.address == first.interface.address
+    assert sorted(os.listdir(tmp_path)) == [
+        *("cluster.key", "jvpnd.toml", "other.key", "other.toml", "private.key")
+    ]
+
+
 def test_on_a_terminal_it_asks_and_offers_what_is_likely(tmp_path: Path) -> None:
     file = tmp_path / "jvpnd.toml"
     main, other = pty.openpty()

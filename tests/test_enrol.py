@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jvpnd.config import Config, ConfigError, load
+from jvpnd.core.nodes import node_tag
 from jvpnd.enrol import files, host, listfile
 from jvpnd.enrol.addressing import free_networks, next_addresses, own_address
 from jvpnd.enrol.errors import EnrolError
@@ -139,12 +140,16 @@ def test_a_clients_file_says_what_was_answered(
     private, shared, gateway = new_key(), new_key(), public_text(new_key())
     networks = [] if is_full else ["10.20.0.0/16", "fd20::/32"]
     answers = ClientAnswers(
-        "laptop", gateway, endpoints, is_full, networks, private, shared, mtu=1380
+        *("laptop", gateway, list(zip(endpoints, ("", "gw2"), strict=True)), is_full, networks),
+        *(private, shared),
+        mtu=1380,
     )
     text = client_text(answers, commented)
     config = load(written(tmp_path, text))
     assert config.gateway is not None
-    assert config.gateway.endpoints == endpoints
+    udp, tls = config.gateway.endpoints
+    assert (udp, replace(tls, node=0)) == endpoints
+    assert tls.node == node_tag("gw2")
     assert config.gateway.preshared_key == base64.b64decode(shared)
     assert config.private_key == base64.b64decode(private)
     assert config.routes.mode == ("full" if is_full else "split")

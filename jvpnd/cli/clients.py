@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from jvpnd.cli import qr
+from jvpnd.cli.endpoints import client_endpoints
 from jvpnd.cli.options import (
     Options,
     config_option,
@@ -25,7 +26,7 @@ from jvpnd.cli.reload import ask_to_reload
 from jvpnd.cli.text import NONE, clean, table
 from jvpnd.config import Client, Config, Interface, load
 from jvpnd.control.client import NotRunning
-from jvpnd.core.dataclass import dataclass
+from jvpnd.core.dataclass import dataclass, field
 from jvpnd.core.noise import public_key as public_of
 from jvpnd.core.policy import shown
 from jvpnd.enrol import files, listfile
@@ -33,7 +34,6 @@ from jvpnd.enrol.addressing import next_addresses
 from jvpnd.enrol.errors import EnrolError
 from jvpnd.enrol.keys import key_text, new_key, public_text
 from jvpnd.enrol.texts import ClientAnswers, client_block, client_text
-from jvpnd.transport.endpoint import Endpoint
 
 
 @click.group()
@@ -53,6 +53,7 @@ class _Handout:
     endpoint: str | None
     output: Path | None
     as_qr: bool
+    warnings: list[str] = field(default_factory=list)
 
     def prepare(self) -> None:
         """Before anything is changed: what cannot be done is said now."""
@@ -74,7 +75,7 @@ def _handout(function: Any) -> Any:
         ),
         click.option(
             "--endpoint", metavar="HOST",
-            help="Where this client reaches the gateway (default: what [[listen]] advertises).",
+            help="Where this client reaches this gateway (default: what [[listen]] advertises).",
         ),
         click.option(
             "--output", "-o", metavar="FILE", type=click.Path(path_type=Path),
@@ -133,7 +134,7 @@ def client_add(
         if not taken:
             used = [address for each in config.clients for address in each.address]
             taken.extend(next_addresses(config.interface.address, used))
-        told.extend(_texts(config, out, name, private, shared))
+        told.extend(_texts(options, config, out, name, private, shared))
         return listfile.with_block(text, client_block(name, known, taken, behind, shared))
 
     files.edit(config_file, change)
@@ -165,7 +166,7 @@ def client_rotate(options: Options, /, name: str, config_file: Path, **handout: 
         if shared is not None and shared in text:  # it stands in the file, and is changed too
             shared = values["preshared_key"] = new_key()
         answer["addresses"] = list(listed.address)
-        told.extend(_texts(config, out, name, private, shared))
+        told.extend(_texts(options, config, out, name, private, shared))
         return listfile.with_values(text, number, values)
 
     files.edit(config_file, change)
@@ -247,16 +248,22 @@ def _listed(config: Config, name: str) -> tuple[int, Client]:
 
 
 def _texts(
-    config: Config, out: _Handout, name: str, private: str | None, shared: str | None
+    options: Options,
+    config: Config,
+    out: _Handout,
+    name: str,
+    private: str | None,
+    shared: str | None,
 ) -> list[str]:
     """The client's file, and the same without comments."""
     if out.is_full and out.networks:
         raise EnrolError("--full leaves nothing for --networks: give one of them")
+    endpoints, out.warnings = client_endpoints(options, config, out.endpoint)
     mtu = config.interface.mtu
     answers = ClientAnswers(
         name,
         key_text(public_of(config.private_key)),
-        _endpoints(config, out.endpoint),
+        endpoints,
         out.is_full,
         out.networks,
         private,
@@ -269,20 +276,6 @@ def _texts(
     keyed = replace(answers, private_key=private or new_key())  # to see that all else is right
     files.check(client_text(keyed), f"the file of {name}")
     return [client_text(answers), client_text(answers, commented=False)]
-
-
-def _endpoints(config: Config, host: str | None) -> list[Endpoint]:
-    found = [
-        Endpoint(each.transport, host or each.advertise, each.port)
-        for each in config.listen
-        if host or each.advertise
-    ]
-    if not found:
-        raise EnrolError(
-            "listen[1].advertise is missing: where do clients reach this gateway? "
-            "(or say it with --endpoint)"
-        )
-    return found
 
 
 def _hand_out(
@@ -302,6 +295,8 @@ def _hand_out(
         click.echo(text, nl=False)
     sys.stdout.flush()
     answer["note"] = _in_force(options, config_file)
+    for each in out.warnings:
+        click.echo(f"jvpnctl: warning: {clean(each)}", err=True)
     if options.as_json:
         options.show(answer, str)
         return

@@ -81,6 +81,8 @@ def shown(answer: Json) -> str:
         f"node     {clean(answer['node'])}: {state}, {answer['sessions']} sessions",
         f"table    {clean(store['kind'])}: {_reached(store)}",
     ]
+    if answer["problem"]:
+        lines.append(f"problem  {clean(answer['problem'])}")
     rows = [
         (
             node["name"] + (" *" if node["is_self"] else ""),

@@ -6,7 +6,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from jvpnd.cli.options import (
     config_option,
     json_option,
     kill_switch_option,
+    list_option,
     networks_option,
 )
 from jvpnd.config import load
@@ -25,10 +26,18 @@ from jvpnd.core.noise import public_key
 from jvpnd.enrol import addressing, files, host
 from jvpnd.enrol.errors import EnrolError
 from jvpnd.enrol.keys import key_text, new_key
-from jvpnd.enrol.texts import KEY_FILE, ClientAnswers, GatewayAnswers, client_text, gateway_text
+from jvpnd.enrol.texts import (
+    KEY_FILE,
+    ClientAnswers,
+    ClusterAnswers,
+    GatewayAnswers,
+    client_text,
+    gateway_text,
+)
 from jvpnd.transport.endpoint import Endpoint
 
 PORT = 7700
+CLUSTER_KEY_FILE = "cluster.key"
 
 _node = click.option("--node", metavar="NAME", help="This node's name (default: the host's).")
 _port = click.option(
@@ -62,6 +71,12 @@ def init() -> None:
     "--nat/--no-nat", default=None,
     help="Whether clients reach what is beyond the gateway, by its address (default: yes).",
 )
+@list_option("--cluster-etcd", "Be a node of a cluster that shares this etcd.", "URL,...")
+@list_option("--cluster-address", "Where the other nodes reach this one.", "IP,...")
+@click.option(
+    "--cluster-key", metavar="FILE", type=click.Path(path_type=Path),
+    help="The cluster key (default: cluster.key beside the configuration; made if need be).",
+)
 @_interface
 @config_option
 @_force
@@ -69,6 +84,7 @@ def init() -> None:
 @click.pass_obj
 def init_gateway(
     options: Options,
+    /,
     node: str | None,
     public_address: str | None,
     port: int | None,
@@ -77,8 +93,10 @@ def init_gateway(
     interface: str,
     config_file: Path,
     force: bool,
+    **cluster: Any,
 ) -> None:
     """Make this host a gateway."""
+    shared, cluster_keys = _cluster(config_file, **cluster)
     node = node or _asked("Name of this gateway", _host_name())
     if public_address is None:
         public_address = _required(
@@ -97,9 +115,9 @@ def init_gateway(
     key_file = _key_file(config_file)
     is_own = host.is_own(public_address)
     answers = GatewayAnswers(
-        node, addresses, public_address, port, nat, interface, key_file, is_own
+        node, addresses, public_address, port, nat, interface, key_file, is_own, shared
     )
-    made = _write(config_file, gateway_text(answers), force)
+    made = _write(config_file, gateway_text(answers), force, cluster_keys)
     notes = []
     if host.is_private(public_address):
         notes.append(
@@ -107,6 +125,12 @@ def init_gateway(
             f"the router has to forward UDP and TCP port {port}"
         )
     notes.append(f"let UDP and TCP port {port} in, if there is a firewall")
+    if shared is not None:
+        key = config_file.absolute().parent / shared.key_file
+        notes.append(
+            f"each further node gets {made['private_key_file']} and {key} before its own init, "
+            f"with --node of its own and {' '.join(f'--network {each}' for each in addresses)}"
+        )
     following = ["systemctl enable --now jvpnd", f"jvpnctl client add NAME{_where(config_file)}"]
     _show(options, made, notes, following)
 
@@ -157,7 +181,7 @@ def init_client(
     answers = ClientAnswers(
         node,
         gateway_key,
-        [endpoint],
+        [(endpoint, "")],
         is_full,
         networks,
         kill_switch=kill_switch,
@@ -187,9 +211,30 @@ def _required(flag: str, question: str, default: str | None) -> str:
     return str(click.prompt(question, default=default, err=True))
 
 
-def _write(config_file: Path, text: str, force: bool) -> dict[str, Any]:
+def _cluster(
+    config_file: Path,
+    cluster_etcd: Sequence[str],
+    cluster_address: Sequence[str],
+    cluster_key: Path | None,
+) -> tuple[ClusterAnswers | None, list[Path]]:
+    """What was said of a cluster, and the key to be made where there is none yet."""
+    if not cluster_etcd:
+        if cluster_address or cluster_key is not None:
+            raise click.UsageError("--cluster-address and --cluster-key go with --cluster-etcd")
+        return None, []
+    if cluster_key is not None:  # a new one at a mistyped place would open nothing
+        return ClusterAnswers(cluster_etcd, cluster_address, str(cluster_key.absolute())), []
+    usual = config_file.name == files.CONFIG_FILE.name
+    name = CLUSTER_KEY_FILE if usual else f"{config_file.stem}-{CLUSTER_KEY_FILE}"
+    made = config_file.absolute().parent / name
+    return ClusterAnswers(cluster_etcd, cluster_address, name), [made]
+
+
+def _write(
+    config_file: Path, text: str, force: bool, more_keys: Sequence[Path] = ()
+) -> dict[str, Any]:
     key_file = config_file.absolute().parent / _key_file(config_file)
-    is_new = files.create(config_file, text, key_file, new_key, force)
+    is_new = files.create(config_file, text, key_file, new_key, force, more_keys)
     config = load(config_file)
     return {
         "config": str(config_file),

@@ -10,9 +10,12 @@ from typing import Any
 from jvpnd.config import Config, ConfigError, Interface, load
 from jvpnd.control.client import NotRunning
 from jvpnd.control.protocol import Refused
-from jvpnd.doctor import gather, machine, network, service
+from jvpnd.doctor import cluster, gather, machine, network, service
 from jvpnd.doctor.finding import Finding
+from jvpnd.entries import told_endpoints
+from jvpnd.net.hook import unsafe
 from jvpnd.net.routeplan import PROTOCOL
+from jvpnd.store.observer import READY, NodeInfo
 
 Ask = Callable[[str], Any]
 
@@ -32,6 +35,7 @@ def examine(file: Path, ask: Ask) -> list[Finding]:
         *_machine(config),
         *_network(config),
         *_service(config, state is not None),
+        *_cluster(config, ask if state is not None else None),
     ]
 
 
@@ -77,6 +81,34 @@ def _service(config: Config | None, is_running: bool) -> list[Finding]:
         found += service.ports(refused, is_running, len(config.listen))
     names = gather.endpoint_names(config)
     return found + service.names(gather.unresolved(names), len(names))
+
+
+def _cluster(config: Config | None, ask: Ask | None) -> list[Finding]:
+    """`ask`: None where the daemon does not run."""
+    settings = config.cluster if config is not None else None
+    if config is None or settings is None or settings.etcd is None:
+        return []
+    from jvpnd.doctor import etcd  # needs what is an extra
+
+    members = etcd.members(settings, config.node)
+    found = cluster.members(members, settings.prefix) + cluster.clock(members)
+    if settings.hook is not None:
+        found.append(cluster.hook(unsafe(str(settings.hook)), str(settings.hook)))
+    alive = etcd.listed(settings)
+    if alive is None:
+        return found
+    found.append(cluster.nodes(alive, config.node))
+    if ask is not None:
+        return found + _running_name(config.node, ask)
+    own = NodeInfo(READY, tuple(told_endpoints(config)), settings.address, 0, 0)
+    return [*found, cluster.name(alive, own, config.node)]
+
+
+def _running_name(node: str, ask: Ask) -> list[Finding]:
+    try:
+        return [cluster.running_name(str(ask("cluster")["problem"]), node)]
+    except (NotRunning, Refused):  # it runs with another configuration
+        return []
 
 
 def _inside(config: Config | None) -> list[network.Network]:

@@ -7,7 +7,7 @@ import fcntl
 import os
 import tempfile
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from jvpnd.config import Config, ConfigError, load
@@ -50,9 +50,16 @@ def create_secret(file: Path, text: str) -> None:
             os.fsync(out.fileno())
 
 
-def create(file: Path, text: str, key_file: Path, make_key: Callable[[], str], force: bool) -> bool:
-    """A new configuration and, where there is none yet, the key file that it names; the directory
-    too. Returns whether the key is new.
+def create(
+    file: Path,
+    text: str,
+    key_file: Path,
+    make_key: Callable[[], str],
+    force: bool,
+    more_keys: Sequence[Path] = (),
+) -> bool:
+    """A new configuration and, where there are none yet, the key files that it names; the directory
+    too. Returns whether `key_file` is new.
 
     Raises EnrolError where the configuration is there, unless `force` or it has nothing but
     comments, and ConfigError where it would not be valid; then no file is left.
@@ -62,16 +69,16 @@ def create(file: Path, text: str, key_file: Path, make_key: Callable[[], str], f
     with told(file), locked(file):
         if not force and file.exists() and not _is_empty(file):
             raise EnrolError(f"{file}: is there already (--force replaces it)")
-        is_new = not key_file.exists()
-        if is_new:
-            create_secret(key_file, f"{make_key()}\n")
+        fresh = [each for each in (key_file, *more_keys) if not each.exists()]
         try:
+            for each in fresh:
+                create_secret(each, f"{make_key()}\n")
             _put(file, text, 0o600, None)
         except BaseException:
-            if is_new:
-                key_file.unlink()
+            for each in fresh:
+                each.unlink(missing_ok=True)
             raise
-    return is_new
+    return key_file in fresh
 
 
 def edit(file: Path, change: Callable[[str, Config], str]) -> None:

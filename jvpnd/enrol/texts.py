@@ -15,10 +15,21 @@ _quoted = json.dumps  # a basic string of TOML, a list of them, true and false
 
 
 @dataclass(frozen=True, slots=True)
+class ClusterAnswers:
+    """How a gateway is a node of a cluster. `etcd`: URLs; `addresses`: where other nodes reach this
+    one."""
+
+    etcd: Sequence[str]
+    addresses: Sequence[str]
+    key_file: str
+
+
+@dataclass(frozen=True, slots=True)
 class GatewayAnswers:
     """What a new gateway has to know. `addresses`: its own inside the tunnel, with prefix length;
     `public_address`: the address or host name by which clients reach it, `is_own_address`: an
-    address of this host; `nat`: whether clients go out by its address."""
+    address of this host; `nat`: whether clients go out by its address; `cluster`: None if it is
+    alone."""
 
     node: str
     addresses: Sequence[str]
@@ -28,16 +39,18 @@ class GatewayAnswers:
     interface: str = DEFAULT_NAME
     key_file: str = KEY_FILE
     is_own_address: bool = False
+    cluster: ClusterAnswers | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ClientAnswers:
-    """What a client has to know. `private_key`: None where it is in `key_file`, beside; `networks`:
-    what it sends into the tunnel besides the tunnel's own network; `mtu` None: the default one."""
+    """What a client has to know. `endpoints`: each with its node's name, "" where the gateway is no
+    node of a cluster; `private_key`: None where it is in `key_file`, beside; `networks`: what it
+    sends into the tunnel besides the tunnel's own network; `mtu` None: the default one."""
 
     node: str
     gateway_key: str
-    endpoints: Sequence[Endpoint]
+    endpoints: Sequence[tuple[Endpoint, str]]
     is_full: bool = False
     networks: Sequence[str] = ()
     private_key: str | None = None
@@ -86,8 +99,21 @@ address = {_quoted(list(answers.addresses))}
 
 [forwarding]
 nat = {_quoted(answers.nat)}  # whether clients reach what is beyond, by this host's own address
-
+{_cluster_text(answers.cluster) if answers.cluster is not None else ""}
 # Clients: `jvpnctl client add NAME` puts them here.
+"""
+
+
+def _cluster_text(answers: ClusterAnswers) -> str:
+    mark = "" if answers.addresses else "# "
+    addresses = _quoted(list(answers.addresses or ("192.0.2.1",)))
+    return f"""
+# Gateways that take over each other's sessions: the same private key, cluster key and clients.
+[cluster]
+store = "etcd"
+endpoints = {_quoted(list(answers.etcd))}
+key_file = {_quoted(answers.key_file)}  # seals what goes into etcd
+{mark}address = {addresses}  # where the other nodes reach this one
 """
 
 
@@ -116,7 +142,7 @@ def client_text(answers: ClientAnswers, commented: bool = True) -> str:
         *gateway,
         "",
         "# More than one: the client moves between them.",
-        *(line for each in answers.endpoints for line in _endpoint_lines(each)),
+        *(line for each in answers.endpoints for line in _endpoint_lines(*each)),
         "[routes]",
         *_route_lines(answers),
         *_dns_lines(answers),
@@ -126,12 +152,13 @@ def client_text(answers: ClientAnswers, commented: bool = True) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _endpoint_lines(endpoint: Endpoint) -> list[str]:
+def _endpoint_lines(endpoint: Endpoint, node: str) -> list[str]:
     return [
         "[[gateway.endpoint]]",
         f"transport = {_quoted(endpoint.transport)}",
         f"address = {_quoted(endpoint.address)}",
         f"port = {endpoint.port}",
+        *([f"node = {_quoted(node)}"] if node else []),
         "",
     ]
 

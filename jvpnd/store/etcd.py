@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -24,6 +25,7 @@ from jvpnd.store.jobs import ExpireJob, Job, LoadJob, SwapJob
 from jvpnd.store.lanes import LANES, WITHIN_S, Lane
 from jvpnd.store.leases import Bucket
 from jvpnd.store.mirror import Mirror
+from jvpnd.store.namesake import Namesake
 from jvpnd.store.nodes import EtcdNodes, Registration
 from jvpnd.store.observer import READY, NodeInfo, StoreObserver
 from jvpnd.store.sealing import Sealer
@@ -33,6 +35,7 @@ from jvpnd.store.watching import Watch
 
 CLOSE_S: Final = 2.0  # a thread that still waits for etcd then is left to itself
 OPEN_S: Final = 5.0  # then the node starts without having heard from etcd
+NAME_S: Final = 30.0  # a name that is taken is waited for no longer
 
 
 class EtcdTable:
@@ -52,7 +55,7 @@ class EtcdTable:
         self._untold: list[Callable[[StoreObserver], None]] = []  # since nobody observes yet
         self._node = node
         self._state = READY
-        self._own: list[Row] = []
+        self._rows: list[Row] = []
         self._is_opening = True
         self._is_read = asyncio.Event()
         sealer, login, access = Sealer(settings.keys), Login(), settings.etcd
@@ -79,24 +82,25 @@ class EtcdTable:
             nodes,
             self._contact,
             Connection(access, login),
+            lambda: self.namesake.is_listed,
         )
-        self._threads: list[Lane | Watch | Registration] = [
-            *self._lanes,
-            watch,
-            self._registration,
-        ]
-        self._endpoints = tuple(endpoints)
-        self._address = settings.address
-        self._started_ms = wall_ms()
+        self._threads: list[Lane | Watch | Registration] = [*self._lanes, watch]
+        self._own = NodeInfo(READY, tuple(endpoints), settings.address, 0, wall_ms())
+        self.namesake = Namesake(node, self._own, settings.node_ttl_s)
+        self._name_s = min(settings.node_ttl_s + 2.0, NAME_S)
 
     async def open(self) -> None:
-        """Begin, and wait for what etcd holds, but not for long: it may come up after us."""
+        """Begin, and wait for what etcd holds, but not for long: it may come up after us. Raises
+        StoreError."""
         self._contact.open()
         for each in self._threads:
             each.start()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(OPEN_S):
                 await self._is_read.wait()
+        await self.namesake.free(self._name_s)
+        self._threads.append(self._registration)
+        self._registration.start()
         self._is_opening = False
 
     async def close(self) -> None:
@@ -143,8 +147,8 @@ class EtcdTable:
 
     def rows(self) -> list[Row]:
         """What this node held when it was opened; once."""
-        own, self._own = self._own, []
-        return own
+        rows, self._rows = self._rows, []
+        return rows
 
     def expire(self, session_ids: Sequence[str]) -> None:
         """Forget sessions of this node that have ended; others' stay."""
@@ -162,7 +166,7 @@ class EtcdTable:
 
     def _info(self) -> NodeInfo:
         count = self._mirror.count_of(self._node)
-        return NodeInfo(self._state, self._endpoints, self._address, count, self._started_ms)
+        return replace(self._own, state=self._state, sessions=count)
 
     def _moved(self, session_id: str, seen: RowSeen | None) -> None:
         if seen is not None:
@@ -171,7 +175,7 @@ class EtcdTable:
             self._tell(lambda observer: observer.row_gone(bytes.fromhex(session_id)))
 
     def _nodes_changed(self, nodes: dict[str, NodeInfo]) -> None:
-        self._tell(lambda observer: observer.nodes_changed(nodes))
+        self._contact.tell(partial(self._tell_nodes, nodes))
 
     def _first_read(self, own: list[Row]) -> None:
         self._contact.tell(partial(self._read, own))
@@ -190,8 +194,12 @@ class EtcdTable:
         else:
             news(self._observer)
 
+    def _tell_nodes(self, nodes: dict[str, NodeInfo]) -> None:
+        self.namesake.nodes_changed(nodes)
+        self._pass_on(lambda observer: observer.nodes_changed(nodes))
+
     def _read(self, own: list[Row]) -> None:
-        self._own = own if self._is_opening else []  # who comes too late has started without them
+        self._rows = own if self._is_opening else []  # who comes too late has started without them
         self._is_read.set()
 
 

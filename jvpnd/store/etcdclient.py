@@ -119,6 +119,17 @@ class Connection:
         finally:
             self._at = (self._at + 1) % len(self._members)
 
+    def date(self, within_s: float) -> str:
+        """The time of the member that is asked next, as HTTP says it; "" if it does not. Raises
+        EtcdError."""
+        url, read_s = f"{self._members[self._at].base_url}/version", min(within_s, ATTEMPT_S)
+        wait_s = (min(read_s, CONNECT_S), read_s)
+        try:
+            with self._session.get(url, stream=True, timeout=wait_s) as response:
+                return response.headers.get("Date", "")
+        except (requests.RequestException, OSError) as error:
+            raise Unreachable(self._told(error)) from error
+
     def _once(self, path: str, body: Mapping[str, Any], within_s: float) -> dict[str, Any]:
         token = self._token(within_s)
         with closing(self._post(path, body, token, within_s)) as response:

@@ -75,14 +75,17 @@ class Registration:
         nodes: EtcdNodes,
         contact: Contact,
         connection: Connection,
+        is_listed: Callable[[], bool],
     ) -> None:
-        """`info`: of this node, at any time and from the thread."""
+        """`info`: of this node; `is_listed`: whether it is what the key says by the latest news.
+        Both are called at any time and from the thread."""
         self._node = node
         self._info = info
         self._ttl_s = ttl_s
         self._nodes = nodes
         self._contact = contact
         self._connection = connection
+        self._is_listed = is_listed
         self._lease = ""
         self._told: NodeInfo | None = None
         self._closing = False
@@ -142,7 +145,7 @@ class Registration:
         return True
 
     def _write(self, info: NodeInfo) -> None:
-        if info != self._told:
+        if info != self._told or not self._is_listed():
             body = {
                 "key": self._nodes.key(self._node),
                 "value": self._nodes.value(self._node, info),
