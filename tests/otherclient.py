@@ -182,10 +182,10 @@ class OtherClient:
         body = noise.open(packet[40:])
         self.session_id, self.suite = body[:16], body[16]
         index, self.state_version = struct.unpack_from("<IQ", body, 20)
-        self.ticket, (self.next_index,) = body[32:100], struct.unpack_from("<I", body, 100)
-        self.reset_key, ciphertext = body[104:136], body[136:1224]
-        self.bounds = struct.unpack_from("<11I", body, 1224)
-        self.rest = body[1268:]  # addresses and endpoints
+        self.ticket, (self.next_index,) = body[32:104], struct.unpack_from("<I", body, 104)
+        self.reset_key, ciphertext = body[108:140], body[140:1228]
+        self.bounds = struct.unpack_from("<11I", body, 1228)
+        self.rest = body[1272:]  # addresses and endpoints
         first, second = hkdf(noise.ck, b"", 2)
         self.root = derived(first + second, "root", self._kem.decapsulate(ciphertext), noise.h)
         ours = int.from_bytes(self._index, "little")
@@ -211,12 +211,12 @@ class OtherClient:
         attempt, gateway_nonce, self.state_version = struct.unpack_from("<Q32sQ", body)
         assert attempt == self.attempt
         ours, theirs = int.from_bytes(self._index, "little"), self.next_index
-        self.ticket, (self.next_index,) = body[48:116], struct.unpack_from("<I", body, 116)
+        self.ticket, (self.next_index,) = body[48:120], struct.unpack_from("<I", body, 120)
         self.epoch = Epoch(self.root, attempt, self._nonce, gateway_nonce, ours, theirs)
 
     def reject(self, packet: bytes) -> int | None:
         """The reason, None if it is not proven."""
         tag = hashlib.blake2b(self._request, digest_size=8).digest()
-        assert (len(packet), packet[0], packet[2:4]) == (28, 6, b"\0\0")
-        proven = mac(self.reset_key, b"reject" + tag + packet[1:2])
-        return packet[1] if packet[4:12] == tag and packet[12:] == proven else None
+        assert (len(packet), packet[0], packet[2:4]) == (32, 6, b"\0\0")
+        proven = mac(self.reset_key, b"reject" + tag + packet[1:2] + packet[12:16])
+        return packet[1] if packet[4:12] == tag and packet[16:] == proven else None

@@ -15,7 +15,7 @@ from jvpnd.core.effects import Emit, Endpoint, Learned, Origin, Send, Swap, Vouc
 from jvpnd.core.gateway import Gateway, Stored
 from jvpnd.core.messages import MAX_ENDPOINTS, Cause, ReattachRequest, reason_from_wire
 from jvpnd.core.noise import public_key
-from jvpnd.core.packets import decode_reject, encode_request, reject_is_proven, request_tag
+from jvpnd.core.packets import decode_reject, encode_request, request_tag
 from jvpnd.core.path import PathInfo
 from jvpnd.core.peer import ClientEntry, Peer
 from jvpnd.core.policy import Policy
@@ -122,7 +122,7 @@ class Bench:
         index = changes.pop("next_index", peer.next_index)
         assert isinstance(root, bytes)
         assert isinstance(index, int)
-        ticket = Ticket(session.id, 0, index).seal(keys.ticket_key(SECRET), b"t" * 24)
+        ticket = Ticket(session.id, 0, index, 0).seal(keys.ticket_key(SECRET), b"t" * 24)
         body = ReattachRequest(**(fields | changes))  # type: ignore[arg-type]
         return encode_request(ticket, keys.proof_key(root), b"x" * 24, body.encode())
 
@@ -133,13 +133,12 @@ class Bench:
 def refusal(answers: list[bytes], request: bytes, session_id: bytes) -> str | None:
     """The proven reason in the one answer."""
     (answer,) = answers
-    fields = decode_reject(answer)
-    assert fields is not None
-    tag, reason, mac = fields
-    assert tag == request_tag(request)
-    assert reject_is_proven(tag, reason, mac, keys.reset_key(SECRET, session_id))
+    reject = decode_reject(answer)
+    assert reject is not None
+    assert reject.tag == request_tag(request)
+    assert reject.is_proven(keys.reset_key(SECRET, session_id))
     assert len(answer) < len(request)
-    return reason_from_wire(reason)
+    return reason_from_wire(reject.code)
 
 
 def test_an_offer_becomes_a_session_only_when_the_client_confirms_it() -> None:

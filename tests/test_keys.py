@@ -41,7 +41,7 @@ def test_the_root_needs_both_halves_of_the_hybrid() -> None:
 
 
 def test_a_ticket_opens_under_its_key_only() -> None:
-    ticket = Ticket(bytes(range(16)), 3, 0xDEADBEEF)
+    ticket = Ticket(bytes(range(16)), 3, 0xDEADBEEF, 7)
     sealed = ticket.seal(ROOT, b"x" * 24)
     assert len(sealed) == TICKET_LEN
     assert open_ticket(sealed, ROOT) == ticket

@@ -123,21 +123,22 @@ def test_a_welcome_is_short_enough_for_control(welcome: m.Welcome) -> None:
         b"",  # not even a number
         b"\x01",
         b"\x01\x00\x14\x1e",
-        b"\x01\x00\x14\x1e\x04\xcb\x00\x71",  # 3 bytes of an IPv4 address
-        b"\x01\x00\x14\x1e\x05\xcb\x00\x71\x07\x00",  # an address of 5 bytes
-        b"\x01\x04\x14\x1e\x00",  # an unknown transport
-        b"\x01\x00\x00\x00\x00",  # port 0
+        b"\x01\x00\x14\x1e\x00\x00\x00\x00\x04\xcb\x00\x71",  # 3 bytes of an IPv4 address
+        b"\x01\x00\x14\x1e\x00\x00\x00\x00\x05\xcb\x00\x71\x07\x00",  # an address of 5 bytes
+        b"\x01\x04\x14\x1e\x00\x00\x00\x00\x00",  # an unknown transport
+        b"\x01\x00\x00\x00\x00\x00\x00\x00\x00",  # port 0
         b"\x00\x00",  # more than announced
-        b"\x02\x00\x14\x1e\x00",  # less
-        b"\x09" + b"\x00\x14\x1e\x00" * 9,  # too many
+        b"\x02\x00\x14\x1e\x00\x00\x00\x00\x00",  # less
+        b"\x09" + b"\x00\x14\x1e\x00\x00\x00\x00\x00" * 9,  # too many
     ],
 )
 def test_endpoints_that_are_malformed_or_too_many_spoil_a_welcome(raw: bytes) -> None:
     assert m._decode_endpoints(raw) is None
-    good = b"\x02\x00\x14\x1e\x00\x03\xbb\x01\x04\xcb\x00\x71\x07"
+    good = b"\x02\x00\x14\x1e\x00\x00\x00\x00\x00"
+    good += b"\x03\xbb\x01\x09\x00\x00\x00\x04\xcb\x00\x71\x07"
     assert m._decode_endpoints(good) == (
         Endpoint("udp", "", 7700),
-        Endpoint("quic", "203.0.113.7", 443),
+        Endpoint("quic", "203.0.113.7", 443, 9),
     )
 
 
@@ -183,14 +184,14 @@ def test_a_request_opens_with_the_proof_key_only_and_covers_its_ticket() -> None
 
 def test_a_reject_is_proven_for_exactly_one_request_and_reason() -> None:
     tag = p.request_tag(b"a request")
-    fields = p.decode_reject(p.encode_reject(tag, 3, KEY))
-    assert fields is not None
-    got, reason, mac = fields
-    assert (got, reason) == (tag, 3)
-    assert p.reject_is_proven(tag, 3, mac, KEY)
-    assert not p.reject_is_proven(tag, 4, mac, KEY)
-    assert not p.reject_is_proven(p.request_tag(b"another"), 3, mac, KEY)
-    assert not p.reject_is_proven(tag, 3, mac, OTHER)
+    reject = p.decode_reject(p.encode_reject(tag, 3, KEY, node=7))
+    assert reject is not None
+    assert (reject.tag, reject.code, reject.node) == (tag, 3, 7)
+    assert reject.is_proven(KEY)
+    assert not replace(reject, code=4).is_proven(KEY)
+    assert not replace(reject, node=8).is_proven(KEY)
+    assert not replace(reject, tag=p.request_tag(b"another")).is_proven(KEY)
+    assert not reject.is_proven(OTHER)
 
 
 def test_reasons_travel_as_one_byte() -> None:

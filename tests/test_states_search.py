@@ -55,6 +55,7 @@ WORDS: dict[str, set[Event]] = {
         Event.POLICY_TERMINATED,
         Event.SUPERSEDED,
         Event.OWNER_MOVED,
+        Event.STORE_LOST,
         Event.PROTOCOL_BROKEN,
     },
 }

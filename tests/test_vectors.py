@@ -54,7 +54,7 @@ INIT_PAYLOAD = struct.pack(
 
 
 def sealed_ticket(issue: int, next_index: bytes, nonce: bytes) -> bytes:
-    body = raw(SHAKE["session_id"]) + struct.pack("<Q", issue) + next_index
+    body = raw(SHAKE["session_id"]) + struct.pack("<Q", issue) + next_index + bytes(4)  # no node
     key = derived(raw(STATIC["gateway_secret"]), "ticket")
     return nonce + bytes(sodium.crypto_secretbox(body, nonce, key))
 
@@ -80,10 +80,10 @@ def welcome() -> bytes:
         address = ipaddress.ip_interface(text)
         parts.append(bytes([address.version, address.network.prefixlen]) + address.ip.packed)
     parts.append(bytes([len(SHAKE["endpoints"])]))
-    for transport, text, port in SHAKE["endpoints"]:
+    for transport, text, port, node in SHAKE["endpoints"]:
         packed = ipaddress.ip_address(text).packed if text else b""
         number = ("udp", "tcp", "tls", "quic").index(transport)
-        parts.append(struct.pack("<BHB", number, port, len(packed)) + packed)
+        parts.append(struct.pack("<BHIB", number, port, node, len(packed)) + packed)
     return b"".join(parts)
 
 
@@ -240,8 +240,9 @@ def test_a_move() -> None:
 def test_a_refusal_is_proven_for_exactly_this_request() -> None:
     tag = hashlib.blake2b(raw(MOVE["request"]), digest_size=8).digest()
     assert tag == raw(MOVE["request_tag"])
-    proof = mac(raw(SHAKE["reset_key"]), b"reject" + tag + bytes([11]))  # SESSION_NOT_FOUND
-    reject = bytes([6, 11, 0, 0]) + tag + proof
+    why = bytes([11, 0, 0, 0, 0])  # SESSION_NOT_FOUND, no other node
+    proof = mac(raw(SHAKE["reset_key"]), b"reject" + tag + why)
+    reject = bytes([6, 11, 0, 0]) + tag + bytes(4) + proof
     assert reject == raw(MOVE["reject_of_a_gateway_without_the_session"])
 
 

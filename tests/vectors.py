@@ -119,7 +119,7 @@ def make(kem: tuple[bytes, bytes] | None = None) -> Vector:
         "ticket_nonce": theirs.drawn[4],
         "gateway_ephemeral_secret": theirs.drawn[5],
         "addresses": list(ENTRY.addresses),
-        "endpoints": [[each.transport, each.address, each.port] for each in ENDPOINTS],
+        "endpoints": [[each.transport, each.address, each.port, each.node] for each in ENDPOINTS],
         "stealth_key": stealth_key(public_key(GATEWAY_SECRET)),
         "reset_key": keys.reset_key(GATEWAY_SECRET, theirs.drawn[1]),
         "ticket_key": keys.ticket_key(GATEWAY_SECRET),

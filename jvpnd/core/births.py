@@ -188,12 +188,15 @@ class Births:
         session.id, session.suite = welcome.session_id, welcome.suite
         session.addresses = welcome.addresses
         self.endpoints = welcome.endpoints
+        state.learn_nodes(welcome.endpoints)
+        state.set_home(state.node_of(path))
         state.effects.append(Learned(welcome.endpoints))
         state.binding = Binding(session.id, session.suite, state.effects)
         self._failures, self._begin_ms = 0, None
         self._install_root(now_ms, session, path, done)
         for known in state.paths.values():
             known.renewed()  # the gateway knows of no probe from before
+            known.is_wrong = False
         state.bind(now_ms, path)
         supersedes = self._supersedes.hex() if self._supersedes != NO_SESSION else None
         self._supersedes = NO_SESSION

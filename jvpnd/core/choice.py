@@ -50,17 +50,21 @@ def _preference(path: Path, policy: Policy) -> tuple[int, int]:
 def ranked(paths: Iterable[Path], policy: Policy, now_ms: float) -> list[Path]:
     """Candidates, best first. Health comes before what the policy prefers.
 
-    Paths that died within the cooldown, that were not heard of late or do not answer now, or that
-    are below the loss floor go to the end rather than away: a bad path is better than none.
+    Paths whose node turns the session away, that died within the cooldown, that were not heard of
+    late or do not answer now, or that are below the loss floor go to the end rather than away: a
+    bad path is better than none. Of those that are well the ones to the session's own node come
+    first.
     """
 
-    def key(path: Path) -> tuple[bool, bool, bool, tuple[int, int], float, float, float, str]:
+    def key(path: Path) -> tuple[object, ...]:
         loss = path.loss_ratio(now_ms)
         died = path.died_ms is not None and now_ms - path.died_ms < policy.switch_cooldown_ms
         return (
+            path.turns_away,
             died,
             not path.is_fresh(now_ms, policy) or path.overdue(now_ms) > 1,
             policy.loss_floor > 0 and loss > policy.loss_floor,
+            path.is_elsewhere,
             _preference(path, policy),
             round(loss, 2),
             path.rtt.srtt_ms if path.rtt.srtt_ms is not None else float("inf"),
@@ -79,7 +83,7 @@ def rescue(bound: Path, others: Iterable[Path], policy: Policy, now_ms: float) -
 
 
 def _mends(path: Path, wrong: dict[str, float], policy: Policy, now_ms: float) -> bool:
-    if not path.is_fresh(now_ms, policy) or path.violations(policy):
+    if not path.is_fresh(now_ms, policy) or path.violations(policy) or path.turns_away:
         return False
     lost, heard = path.probes.evidence(now_ms - EVIDENCE_MS, now_ms - path.rtt.rto_ms)
     if heard < MIN_EVIDENCE + MORE_EVIDENCE * lost:
@@ -102,7 +106,7 @@ def home(bound: Path, others: Iterable[Path], policy: Policy, now_ms: float) -> 
     fit."""
     better = (p for p in others if is_preferred(p, bound, policy))
     fit = (p for p in ranked(better, policy, now_ms) if p.is_fresh(now_ms, policy))
-    return next((p for p in fit if not p.violations(policy)), None)
+    return next((p for p in fit if not p.violations(policy) and not p.turns_away), None)
 
 
 def trial_ms(policy: Policy) -> int:

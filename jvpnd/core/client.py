@@ -159,6 +159,7 @@ class ClientAgent:
             return
         self._path_number = self._path_number % 255 + 1
         path = state.paths[info.id] = Path(info, self._path_number, now_ms, state.policy)
+        state.place(path)
         if path in state.candidates():
             self._candidate_added(now_ms, path)
 
@@ -217,6 +218,7 @@ class ClientAgent:
             PacketType.REATTACH_REJECT: self._on_reject,
             PacketType.CONTROL: self._on_control,
             PacketType.NOTICE: self._on_notice,
+            PacketType.NODE_REPLY: self._state.on_node_reply,
         }
         handler = handlers.get(packet[0])
         if handler is None or not handler(now_ms, path, packet):
@@ -352,6 +354,9 @@ class ClientAgent:
             return reply is not None
         if body[0] == Control.REBIND_HINT:
             self._on_hint(now_ms, path, state.session)
+            return True
+        if body[0] == Control.MOVE:
+            self._steering.leave_node(now_ms, state.session)
             return True
         if body[0] == Control.CLOSE and len(body) == 2:
             self._on_close(now_ms, reason_from_wire(body[1]))

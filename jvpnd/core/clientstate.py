@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from jvpnd.core import constants as c
 from jvpnd.core.binding import Binding
 from jvpnd.core.choice import candidates
-from jvpnd.core.effects import Effect, PauseTun, Send
+from jvpnd.core.effects import Effect, Endpoint, PauseTun, Send, host_port
 from jvpnd.core.entropy import Entropy
 from jvpnd.core.messages import PolicyBounds, Probe
+from jvpnd.core.nodes import NO_NODE, NodeState, node_probe, read_node_reply, reply_sequence
 from jvpnd.core.path import Path
 from jvpnd.core.policy import RANGES, Policy
+from jvpnd.core.reasons import Reason
 from jvpnd.core.reattach import Credentials, Proof
 from jvpnd.core.session import Machine, Session
 from jvpnd.core.states import State
 from jvpnd.core.watch import BindingWatch
+
+TURNED_AWAY = (Reason.WRONG_NODE, Reason.NODE_DRAINING, Reason.STORE_UNAVAILABLE)
+"""Why one node of a cluster refuses a session that another may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,8 @@ class ClientState:
         self.credentials: Credentials | None = None
         self.anchor_ms = 0.0  # when the root's INIT was sent: proof ages count from it
         self.before: Before | None = None  # the last rekey
+        self.home = NO_NODE  # the node that owns the session, as far as is known
+        self._nodes: dict[tuple[str, str], int] = {}  # what is at a transport and a remote
         self.watch = BindingWatch(0)
         self.dropped: dict[str, int] = {}
         self._left: dict[str, deque[float]] = {}  # when each path died or was left as a bad one
@@ -104,6 +112,8 @@ class ClientState:
     def bind(self, now_ms: float, path: Path) -> None:
         """This path carries the session from now on."""
         self.bound = path
+        self.set_home(self.node_of(path) or self.home)
+        path.takes_sessions, path.is_wrong = True, False
         path.renewed()
         self.watch = BindingWatch(now_ms, traffic=self.watch.traffic)
 
@@ -136,11 +146,69 @@ class ClientState:
         channel = self.binding.channel if self.binding else None
         if channel is None:
             return
+        if path.is_elsewhere:
+            self._probe_node(now_ms, path)
+            return
         about = self._in_trouble(now_ms, path)
         body = Probe(path.number, about.number, path.probe_sent(now_ms)).encode()
         if path is self.bound:
             self.watch.sent(now_ms)
         self.effects.append(Send(path.id, channel.seal(body)))
+
+    # --- the nodes of a cluster ---
+
+    def learn_nodes(self, endpoints: Iterable[Endpoint]) -> None:
+        """Which node is where, as the gateway has told."""
+        told = [e for e in endpoints if e.address and e.node != NO_NODE]
+        self._nodes = {(e.transport, host_port(e.address, e.port)): e.node for e in told}
+        self.set_home(self.home)
+
+    def node_of(self, path: Path) -> int:
+        """The tag of the node that the path leads to, NO_NODE if that is not known."""
+        return path.info.node or self._nodes.get((path.info.transport, path.info.remote), NO_NODE)
+
+    def set_home(self, node: int) -> None:
+        """This node owns the session."""
+        self.home = node
+        for path in self.paths.values():
+            self.place(path)
+
+    def place(self, path: Path) -> None:
+        """See whether the path leads to another node than the one that owns the session."""
+        path.is_elsewhere = NO_NODE != self.home != self.node_of(path) != NO_NODE
+
+    def turned_away(self, path: Path, reason: Reason, owner: int) -> None:
+        """The node that `path` leads to has refused the session for `reason`, and names `owner`."""
+        node = self.node_of(path)
+        if reason not in TURNED_AWAY or node == NO_NODE:
+            return
+        for other in self.paths.values():
+            if reason is Reason.WRONG_NODE:
+                wrong = self.node_of(other) == node
+                knows = any(self.node_of(each) == owner for each in self.paths.values())
+                other.is_wrong |= wrong or (knows and self.node_of(other) != owner)
+            elif self.node_of(other) == node:
+                other.takes_sessions = False
+
+    def _probe_node(self, now_ms: float, path: Path) -> None:
+        """The node there does not have the session: it can only say that it lives."""
+        if self.credentials is not None:
+            sequence, its = path.probe_sent(now_ms), self.credentials
+            packet = node_probe(its.ticket, sequence, its.reset_key)
+            self.effects.append(Send(path.id, packet))
+
+    def on_node_reply(self, now_ms: float, path: Path, packet: bytes) -> bool:
+        """A node says of itself how it is. False if that is forged, or about an older ticket."""
+        sequence, its = reply_sequence(packet), self.credentials
+        if sequence is None or its is None:
+            return False
+        asked = node_probe(its.ticket, sequence, its.reset_key)
+        state = read_node_reply(packet, asked, its.reset_key)
+        if state is None:
+            return False
+        if path.probe_answered(sequence, now_ms):
+            path.takes_sessions = state is NodeState.READY
+        return True
 
     def _in_trouble(self, now_ms: float, path: Path) -> Path:
         """The path to ask about over `path`: the bound one, or else one that does not answer."""

@@ -55,6 +55,9 @@ HINT_GAP_MS = 20
 # Gateway
 REBINDS_PER_MINUTE = 120  # of a session, those included that its client never confirmed
 STORE_RETRY_MS = 1_000  # of a rekey that the session table refused
+STORE_TRIES = 3  # of a write that the shared table refuses, each after a look at what it holds
+MAX_VISITS = 1_024  # sessions of other nodes that are being looked up
+MOVE_AGAIN_MS = 1_000  # between two requests to a client to go to another node
 SCAN_MS = 250  # a round of looks at all sessions' health
 SCAN_SLICE = 256  # so many of them at once,
 SCAN_ENDS = 32  # of which so many may end

@@ -139,11 +139,13 @@ class Keep:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a gateway can be reached. No `address`: the one by which the client knows it."""
+    """Where a gateway can be reached. No `address`: the one by which the client knows it. `node`:
+    the tag of the node of a cluster that is there."""
 
     transport: str
     address: str
     port: int
+    node: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +184,17 @@ class Swap:
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """Read the session's record, which another node may have written.
+
+    The shell answers through `Gateway.loaded(now_ms, token, record, outcome)`.
+    """
+
+    token: int
+    session_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Emit:
     """One event for the audit trail (docs/events.md)."""
 
@@ -213,5 +226,6 @@ Effect: TypeAlias = (
     | Seek
     | Vouch
     | Swap
+    | Load
     | Emit
 )

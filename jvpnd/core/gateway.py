@@ -18,6 +18,7 @@ from jvpnd.core.effects import (
 )
 from jvpnd.core.entropy import Entropy
 from jvpnd.core.gatewaystate import GatewayState
+from jvpnd.core.leaving import Leaving
 from jvpnd.core.limits import DEFAULT_LIMITS, Limits
 from jvpnd.core.listing import ListChange, Listing
 from jvpnd.core.messages import (
@@ -25,7 +26,9 @@ from jvpnd.core.messages import (
     decode_probe,
     reason_from_wire,
 )
+from jvpnd.core.nodes import Sharing
 from jvpnd.core.offers import Offers
+from jvpnd.core.ownership import Ownership, RowSeen
 from jvpnd.core.peer import ClientEntry, Offer, Peer, Stored
 from jvpnd.core.policy import Policy
 from jvpnd.core.reasons import Reason
@@ -51,13 +54,17 @@ class Gateway:
         has_aes: bool = False,
         endpoints: Iterable[Endpoint] = (),
         limits: Limits = DEFAULT_LIMITS,
+        sharing: Sharing = Sharing.ALONE,
     ) -> None:
-        """`endpoints`: where clients can reach it, as they are told."""
-        self._state = GatewayState(node, secret, policy, entropy, limits)
+        """`endpoints`: where clients can reach it, as they are told. `sharing`: what it has in
+        common with other nodes of the same key."""
+        self._state = GatewayState(node, secret, policy, entropy, limits, sharing)
         self._offers = Offers(self._state, clients, has_aes, tuple(endpoints))
         self._rebinding = Rebinding(self._state, self._offers)
         self._restoring = Restoring(self._state, self._offers)
         self._listing = Listing(self._state, self._offers)
+        self._ownership = Ownership(self._state, self._offers)
+        self._leaving = Leaving(self._state)
         self._scan_ms = 0.0
         self._unseen: list[Peer] = []  # of this round of looking at all sessions
 
@@ -95,7 +102,7 @@ class Gateway:
 
     def next_timer_ms(self, now_ms: float) -> float:
         """When `timer` wants to be called next."""
-        wishes = [self._scan_ms, *self._restoring.due_ms()]
+        wishes = [self._scan_ms, *self._restoring.due_ms(), *self._leaving.due_ms()]
         if self._state.drains:
             wishes.append(self._state.drains[0][0])
         return max(now_ms, min(wishes))
@@ -116,6 +123,8 @@ class Gateway:
             self._offers.on_init(now_ms, origin, packet)
         elif kind == PacketType.REATTACH_REQUEST:
             self._rebinding.on_request(now_ms, origin, packet)
+        elif kind == PacketType.NODE_PROBE:
+            self._ownership.on_node_probe(now_ms, origin, packet)
         else:
             self._state.count("unexpected packet")
 
@@ -137,6 +146,39 @@ class Gateway:
         follow = self._state.swaps.pop(token, None)
         if follow is not None:
             follow(now_ms, outcome)
+
+    def loaded(self, now_ms: float, token: int, row: Row | None, outcome: Stored) -> None:
+        """The answer to a Load: the row, None if there is none or it could not be read."""
+        follow = self._state.loads.pop(token, None)
+        if follow is not None:
+            follow(now_ms, row, outcome)
+
+    def row_seen(self, now_ms: float, seen: RowSeen) -> None:
+        """Somebody has written this row of the shared table."""
+        if seen.owner != self._state.node:
+            self._rebinding.row_seen(seen.session_id, seen.state_version)
+            self._ownership.row_seen(now_ms, seen)
+
+    def row_gone(self, now_ms: float, session_id: bytes) -> None:
+        """The row of a session has been removed from the shared table."""
+        self._ownership.row_gone(now_ms, session_id)
+
+    def store_seen(self, now_ms: float) -> None:
+        """The shared table was reached at this time. Sessions go on for the policy's
+        store_loss_ttl_ms after the last time."""
+        self._state.store_seen_ms = max(now_ms, self._state.store_seen_ms or now_ms)
+
+    def nodes_seen(self, endpoints: Iterable[Endpoint]) -> None:
+        """Where the other nodes of the cluster can be reached: new clients are told."""
+        self._offers.others = tuple(endpoints)
+
+    def leave(self, now_ms: float, leave: bool) -> None:
+        """Give all sessions away to other nodes, and take no new ones; or stop doing so."""
+        self._leaving.order(now_ms, leave)
+
+    @property
+    def is_leaving(self) -> bool:
+        return self._state.is_draining
 
     def keys_lost(self, now_ms: float) -> None:
         """The data plane lost its keys: every client is asked to bind a new epoch."""
@@ -167,6 +209,7 @@ class Gateway:
         """Time has passed."""
         self._state.end_drains(now_ms)
         self._restoring.tell_some(now_ms)
+        self._leaving.ask_some(now_ms)
         if now_ms >= self._scan_ms:
             self._scan(now_ms)
 
@@ -244,7 +287,9 @@ class Gateway:
     def _judge(self, now_ms: float, peer: Peer) -> None:
         session, policy = peer.session, self._state.policy
         silence_ms = now_ms - peer.heard_ms
-        if now_ms - session.created_ms >= policy.session_ttl_ms:
+        if self._ownership.is_cut_off(now_ms):
+            self._ownership.cut_off(now_ms, peer)
+        elif now_ms - session.created_ms >= policy.session_ttl_ms:
             self._state.end(now_ms, peer, Event.SESSION_TTL_OVER, Reason.TTL_SESSION_EXPIRED)
         elif (
             session.lost_since_ms is not None

@@ -13,6 +13,7 @@ from jvpnd.core.effects import (
     Effect,
     Emit,
     Expect,
+    Load,
     Origin,
     ReleaseReceive,
     ReleaseSend,
@@ -27,12 +28,14 @@ from jvpnd.core.messages import (
     Control,
     reason_to_wire,
 )
-from jvpnd.core.peer import Follow, Future, Offer, Peer, Stored
+from jvpnd.core.nodes import NO_NODE, Sharing, node_tag
+from jvpnd.core.peer import Follow, Future, Loaded, Offer, Peer, Stored
 from jvpnd.core.policy import Policy
 from jvpnd.core.reasons import Reason
 from jvpnd.core.record import row_of
 from jvpnd.core.session import Machine
-from jvpnd.core.states import Event
+from jvpnd.core.sessionrow import Row, version_of
+from jvpnd.core.states import Event, State
 
 
 class GatewayState:
@@ -45,8 +48,13 @@ class GatewayState:
         policy: Policy,
         entropy: Entropy,
         limits: Limits,
+        sharing: Sharing = Sharing.ALONE,
     ) -> None:
         self.node = node
+        self.sharing = sharing
+        self.tag = NO_NODE if sharing is Sharing.ALONE else node_tag(node)
+        self.is_draining = False  # takes no session from others, and gives away those that it has
+        self.store_seen_ms: float | None = None  # when the shared table was reached last
         self.secret = secret
         self.policy = policy
         self.entropy = entropy
@@ -62,6 +70,7 @@ class GatewayState:
         self.reserved: set[int] = set()  # next indexes, announced but not bound
         self.tombstones: OrderedDict[bytes, Reason] = OrderedDict()
         self.swaps: dict[int, Follow] = {}
+        self.loads: dict[int, Loaded] = {}
         self.token = 0
         self.drains: list[tuple[float, int]] = []  # a heap: when each old epoch is released
         self.dropped: dict[str, int] = {}
@@ -133,6 +142,21 @@ class GatewayState:
             body = bytes([Control.CLOSE, reason_to_wire(tell)])
             self.effects.append(Send(peer.origin, peer.channel.seal(body)))
         self.machine.fire(session, event, now_ms)
+        self._release(peer)
+        self.tombstones[session.id] = peer.ended = tell or Reason.OPERATOR_TERMINATION
+        while len(self.tombstones) > c.MAX_TOMBSTONES:
+            self.tombstones.popitem(last=False)
+        self.write_behind(now_ms, peer)
+
+    def let_go(self, now_ms: float, peer: Peer, event: Event, details: dict[str, object]) -> None:
+        """Serve the session no more, at once: what the table says of it is another's affair."""
+        peer.is_fenced = True
+        self.machine.fire(peer.session, event, now_ms, details)
+        self._release(peer)
+
+    def _release(self, peer: Peer) -> None:
+        session = peer.session
+        assert session.id is not None
         self.effects.append(ReleaseSend(session.id))
         for index in list(peer.draining):
             self.release_index(peer, index)
@@ -150,10 +174,6 @@ class GatewayState:
         self.awaited.discard(session.id)
         if self.of_client.get(peer.entry.public_key) is peer:
             del self.of_client[peer.entry.public_key]
-        self.tombstones[session.id] = tell or Reason.OPERATOR_TERMINATION
-        while len(self.tombstones) > c.MAX_TOMBSTONES:
-            self.tombstones.popitem(last=False)
-        self.write_behind(now_ms, peer)
 
     def swap(self, now_ms: float, peer: Peer, future: Future, follow: Follow) -> None:
         """Write what the peer is about to be, behind the writes that are under way: each knows what
@@ -162,17 +182,59 @@ class GatewayState:
         if len(peer.writes) == 1:
             self._write_first(now_ms, peer)
 
-    def _write_first(self, now_ms: float, peer: Peer) -> None:
-        future = peer.writes[0][0]()
+    def _write_first(self, now_ms: float, peer: Peer, tries: int = 1) -> None:
+        future = None if peer.is_fenced else peer.writes[0][0]()
         if future is None:
             self._written(now_ms, peer, None, 0)
             return
         assert peer.session.id is not None
         version = future.session.state_version
         self.token += 1
-        self.swaps[self.token] = lambda at_ms, outcome: self._written(at_ms, peer, outcome, version)
+        self.swaps[self.token] = lambda at_ms, outcome: self._answered(
+            at_ms, peer, outcome, version, tries
+        )
         row = row_of(future, self.node)
         self.effects.append(Swap(self.token, peer.session.id, peer.stored_version, row))
+
+    def _answered(
+        self, now_ms: float, peer: Peer, outcome: Stored | None, version: int, tries: int
+    ) -> None:
+        """What is refused may have been written already, by a try of ours whose answer was lost; or
+        another node owns the session."""
+        shared = self.sharing is Sharing.STORE and not peer.is_visiting
+        if outcome is not Stored.CONFLICT or not shared or peer.is_fenced:
+            self._written(now_ms, peer, outcome, version)
+            return
+
+        def loaded(at_ms: float, row: Row | None, read: Stored) -> None:
+            if peer.is_fenced:  # it was heard of meanwhile
+                self._written(at_ms, peer, Stored.CONFLICT, version)
+            elif read is not Stored.OK or tries == c.STORE_TRIES:
+                self._written(at_ms, peer, Stored.UNAVAILABLE, version)
+            elif row is not None and row.get("owner") == self.node:
+                peer.stored_version = version_of(row)
+                self._write_first(at_ms, peer, tries + 1)
+            else:
+                self.lost_to(at_ms, peer, str(row["owner"]) if row is not None else "nobody")
+                self._written(at_ms, peer, Stored.CONFLICT, version)
+
+        assert peer.session.id is not None
+        self.load(peer.session.id, loaded)
+
+    def lost_to(self, now_ms: float, peer: Peer, owner: str) -> None:
+        """The table says that another node owns the session: stop at once."""
+        if peer.session.state is State.TERMINATED:
+            peer.is_fenced = True
+            return
+        details: dict[str, object] = {"what": "lost", "owner": owner}
+        self.machine.note(peer.session, "OWNERSHIP", Reason.OWNER_MOVED, details)
+        self.let_go(now_ms, peer, Event.OWNER_MOVED, {"owner": owner})
+
+    def load(self, session_id: bytes, follow: Loaded) -> None:
+        """Have the session's row read."""
+        self.token += 1
+        self.loads[self.token] = follow
+        self.effects.append(Load(self.token, session_id))
 
     def _written(self, now_ms: float, peer: Peer, outcome: Stored | None, version: int) -> None:
         if outcome is Stored.OK:
@@ -186,7 +248,7 @@ class GatewayState:
         """Tell the table of a change that bound nothing new."""
 
         def stored(_: float, outcome: Stored | None) -> None:
-            if outcome not in (Stored.OK, None):
+            if outcome not in (Stored.OK, None) and not peer.is_fenced:
                 self.store_failed(peer, outcome)
 
         self.swap(now_ms, peer, lambda: peer, stored)

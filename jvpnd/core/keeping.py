@@ -70,7 +70,8 @@ class Keeping:
             "next_index": ticket.next_index if ticket else None,
             "reset_key": ticket.reset_key.hex() if ticket else None,
             "bounds": [getattr(bounds, name) for name in bounds.__slots__] if bounds else None,
-            "endpoints": [[e.transport, e.address, e.port] for e in self._births.endpoints],
+            "endpoints": [[e.transport, e.address, e.port, e.node] for e in self._births.endpoints],
+            "home": state.home,
             "paths_made": paths_made,
         }
 
@@ -95,7 +96,10 @@ class Keeping:
             bytes_of(row, "reset_key", KEY_LEN),
         )
         bounds = PolicyBounds(*(int(each) for each in row["bounds"]))
-        endpoints = tuple(Endpoint(str(t), str(a), int(p)) for t, a, p in row["endpoints"])
+        rows = row["endpoints"]
+        endpoints = tuple(Endpoint(str(t), str(a), int(p), int(n)) for t, a, p, n in rows)
+        state.learn_nodes(endpoints)
+        state.set_home(number_of(row, "home"))
         state.anchor_ms = float(row["anchor_ms"])
         state.credentials, state.bounds, state.session = credentials, bounds, session
         session.entered_ms = now_ms

@@ -25,7 +25,7 @@ _WELCOME = struct.Struct(f"<16sB3xIQ{TICKET_LEN}sI32s")
 _BOUNDS = struct.Struct("<11I")
 _REQUEST = struct.Struct("<Q32sQQQIBBBx")
 _ACK = struct.Struct(f"<Q32sQ{TICKET_LEN}sI")
-_ENDPOINT = struct.Struct("<BHB")
+_ENDPOINT = struct.Struct("<BHIB")
 MAX_ENDPOINTS = 8
 
 
@@ -166,7 +166,8 @@ def decode_welcome(body: bytes) -> Welcome | None:
 
 def _encode_endpoint(endpoint: Endpoint) -> bytes:
     packed = ipaddress.ip_address(endpoint.address).packed if endpoint.address else b""
-    return _ENDPOINT.pack(TRANSPORTS.index(endpoint.transport), endpoint.port, len(packed)) + packed
+    kind = TRANSPORTS.index(endpoint.transport)
+    return _ENDPOINT.pack(kind, endpoint.port, endpoint.node, len(packed)) + packed
 
 
 def _decode_endpoints(raw: bytes) -> tuple[Endpoint, ...] | None:
@@ -177,7 +178,7 @@ def _decode_endpoints(raw: bytes) -> tuple[Endpoint, ...] | None:
     for _ in range(raw[0]):
         if len(raw) < at + _ENDPOINT.size:
             return None
-        transport, port, size = _ENDPOINT.unpack_from(raw, at)
+        transport, port, node, size = _ENDPOINT.unpack_from(raw, at)
         at += _ENDPOINT.size
         packed = raw[at : at + size]
         if transport >= len(TRANSPORTS) or not port or size not in (0, 4, 16):
@@ -185,7 +186,7 @@ def _decode_endpoints(raw: bytes) -> tuple[Endpoint, ...] | None:
         if len(packed) < size:
             return None
         address = str(ipaddress.ip_address(packed)) if packed else ""
-        found.append(Endpoint(TRANSPORTS[transport], address, port))
+        found.append(Endpoint(TRANSPORTS[transport], address, port, node))
         at += size
     return tuple(found) if at == len(raw) else None
 
@@ -282,6 +283,7 @@ class Control(IntEnum):
     PROBE_REPLY = 2
     REBIND_HINT = 3
     CLOSE = 4
+    MOVE = 5
 
 
 _PROBE = struct.Struct("<BBBxI")
@@ -348,6 +350,8 @@ _WIRE_REASONS = (
     "RATE_LIMITED",
     "HANDSHAKE_FAIL",
     "STORE_UNAVAILABLE",
+    "WRONG_NODE",
+    "NODE_DRAINING",
 )
 
 

@@ -55,7 +55,9 @@ class Offers:
     ) -> None:
         self._state = state
         self._endpoints = endpoints
+        self.others: tuple[Endpoint, ...] = ()  # of the other nodes of the cluster
         self.clients = {entry.public_key: entry for entry in clients}
+        self._names: dict[str, bytes] = {}  # the same by name, made when it is asked for
         self._has_aes = has_aes
         self._handshake = GatewayHandshake(state.secret, state.entropy)
         self._ticket_key = keys.ticket_key(state.secret)
@@ -121,6 +123,9 @@ class Offers:
         ):
             self._state.count("rekey of an unknown session")
             return
+        if self._state.is_draining and rekeyed is None:
+            self._state.count("birth while draining")
+            return
         if not self._has_place_for(now_ms, origin, entry):
             return
         try:
@@ -135,7 +140,8 @@ class Offers:
         assert session_id is not None
         suite = self._suite(payload.capabilities)
         index, next_index = self._state.new_index(), self._state.new_index()
-        ticket = Ticket(session_id, 0, next_index).seal(self._ticket_key, self._state.nonce())
+        first = Ticket(session_id, 0, next_index, self._state.tag)
+        ticket = first.seal(self._ticket_key, self._state.nonce())
         welcome = Welcome(
             session_id,
             rekeyed.session.suite if rekeyed else suite,
@@ -171,7 +177,8 @@ class Offers:
     def _allowed_endpoints(self) -> tuple[Endpoint, ...]:
         """As many as a client can be told, those of the preferred transports first."""
         allowed = self._state.policy.allowed_transports
-        found = [each for each in self._endpoints if each.transport in allowed]
+        own = [replace(each, node=self._state.tag) for each in self._endpoints]
+        found = [each for each in (*own, *self.others) if each.transport in allowed]
         found.sort(key=lambda each: allowed.index(each.transport))
         return tuple(found[:MAX_ENDPOINTS])
 
@@ -183,9 +190,15 @@ class Offers:
         """The client of this key, if the configuration lists it."""
         return self.clients.get(public_key) if public_key is not None else None
 
+    def key_of(self, name: str) -> bytes | None:
+        """The public key of the client that the configuration lists under this name."""
+        if len(self._names) != len(self.clients):
+            self._names = {entry.name: key for key, entry in self.clients.items()}
+        return self._names.get(name)
+
     def relist(self, clients: dict[bytes, ClientEntry]) -> None:
         """The clients, by public key, from now on. Offers to who is no more among them are void."""
-        self.clients = clients
+        self.clients, self._names = clients, {}
         for gone in self._newest.keys() - clients.keys():
             del self._newest[gone]
         for offer in self.all():

@@ -22,7 +22,7 @@ REQUEST_TAG_LEN = 8
 _CLEAR = struct.Struct("<BxxxI")
 _MACS_LEN = MAC_LEN + COOKIE_LEN
 _RETRY = struct.Struct(f"<BxxxI{COOKIE_LEN}s")
-_REJECT = struct.Struct(f"<BBxx{REQUEST_TAG_LEN}s{MAC_LEN}s")
+_REJECT = struct.Struct(f"<BBxx{REQUEST_TAG_LEN}sI{MAC_LEN}s")
 
 
 def seal(key: bytes, nonce: bytes, body: bytes, clear: bytes) -> bytes:
@@ -159,19 +159,32 @@ def request_tag(packet: bytes) -> bytes:
     return hashlib.blake2b(packet, digest_size=REQUEST_TAG_LEN).digest()
 
 
-def encode_reject(tag: bytes, reason: int, key: bytes) -> bytes:
-    mac = _mac(key, b"reject", tag, bytes([reason]))
-    return _REJECT.pack(PacketType.REATTACH_REJECT, reason, tag, mac)
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """REATTACH_REJECT: which request is refused, why (its number on the wire), and the tag of the
+    node to ask instead, 0 if there is none to name."""
+
+    tag: bytes
+    code: int
+    node: int
+    mac: bytes
+
+    def is_proven(self, key: bytes) -> bool:
+        """A reject that was not made with the session's reset key is only a hint."""
+        return hmac.compare_digest(_reject_mac(key, self.tag, self.code, self.node), self.mac)
 
 
-def decode_reject(packet: bytes) -> tuple[bytes, int, bytes] | None:
-    """(request tag, reason, MAC); check the MAC with `reject_is_proven`."""
+def encode_reject(tag: bytes, code: int, key: bytes, node: int = 0) -> bytes:
+    mac = _reject_mac(key, tag, code, node)
+    return _REJECT.pack(PacketType.REATTACH_REJECT, code, tag, node, mac)
+
+
+def decode_reject(packet: bytes) -> Reject | None:
     if len(packet) != _REJECT.size:
         return None
-    _, reason, tag, mac = _REJECT.unpack(packet)
-    return tag, reason, mac
+    _, code, tag, node, mac = _REJECT.unpack(packet)
+    return Reject(tag, code, node, mac)
 
 
-def reject_is_proven(tag: bytes, reason: int, mac: bytes, key: bytes) -> bool:
-    """A reject without this proof is only a hint."""
-    return hmac.compare_digest(_mac(key, b"reject", tag, bytes([reason])), mac)
+def _reject_mac(key: bytes, tag: bytes, code: int, node: int) -> bytes:
+    return _mac(key, b"reject", tag, struct.pack("<BI", code, node))

@@ -21,6 +21,7 @@ class PathInfo:
     uplink: str
     local: str
     remote: str
+    node: int = 0  # the tag of the gateway's node that is there, where the configuration says
 
 
 class Path:
@@ -39,6 +40,9 @@ class Path:
         self.probed_ms: float | None = None
         self.told_ms = 0.0  # when the gateway last told which of its probes came
         self.steady_since_ms = now_ms  # no sign of trouble since then
+        self.is_elsewhere = False  # it leads to another node than the one that owns the session
+        self.takes_sessions = True  # as its node says of itself
+        self.is_wrong = False  # its node has said that this session is not its own
         self.set_window(policy.loss_window_ms)
         self._probe_number = 0
 
@@ -116,6 +120,11 @@ class Path:
         self.steady_since_ms = now_ms
 
     # --- what it is worth ---
+
+    @property
+    def turns_away(self) -> bool:
+        """It is no use to ask its node for a binding."""
+        return self.is_wrong or not self.takes_sessions
 
     def is_fresh(self, now_ms: float, policy: Policy) -> bool:
         """Heard, or new, a short time ago: worth data that nobody has confirmed yet."""

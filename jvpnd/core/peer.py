@@ -13,7 +13,9 @@ from jvpnd.core.effects import Origin
 from jvpnd.core.handshake import EpochKeys
 from jvpnd.core.loss import ArrivalWindow
 from jvpnd.core.messages import Probe, ProbeReply
+from jvpnd.core.reasons import Reason
 from jvpnd.core.session import MINUTE_MS, Session
+from jvpnd.core.sessionrow import Row
 from jvpnd.core.wire import Suite
 
 REMEMBERED_REQUESTS = 32
@@ -30,6 +32,8 @@ class Stored(Enum):
 
 # (now_ms, what the table said), None if there was nothing to write any more
 Follow: TypeAlias = Callable[[float, Stored | None], None]
+# (now_ms, the row if there is one, how the reading came out)
+Loaded: TypeAlias = Callable[[float, Row | None, Stored], None]
 # The peer as its row should be, asked for when it can be written; None: not any more.
 Future: TypeAlias = Callable[[], "Peer | None"]
 
@@ -88,6 +92,10 @@ class Peer:
     # Before the last rekeys, or of some that came to nothing: what is late proves itself by them.
     other_roots: list[bytes] = field(default_factory=list, repr=False)
     is_restored: bool = False  # from the session table, and bound to nothing yet
+    is_visiting: bool = False  # of another node until the table has it as ours
+    owner: str = ""  # the node that it was of before
+    is_fenced: bool = False  # another node's from now on: nothing of it is sent or written
+    ended: Reason | None = None  # why, once it has
     unstable_ms: float = 0
     hinted_ms: float = float("-inf")
     swapping: bool = False

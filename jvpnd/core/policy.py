@@ -44,6 +44,7 @@ class Policy:
     allowed_transports: tuple[str, ...] = TRANSPORTS
     proof_max_age_ms: int = 5_000
     drain_ms: int = 500
+    store_loss_ttl_ms: int = 30_000
     max_candidates: int = 8
     warm_connections: int = 4
     rekey_after_ms: int = 120_000
@@ -149,6 +150,7 @@ RANGES: dict[str, tuple[type, float, float]] = {
     "improvement_factor": (float, 1.0, 10.0),
     "proof_max_age_ms": (int, 500, 60_000),
     "drain_ms": (int, 0, 1_000),
+    "store_loss_ttl_ms": (int, 1_000, 3_600_000),
     "max_candidates": (int, 1, 64),
     "warm_connections": (int, 0, 64),
     "rekey_after_ms": (int, 1_000, 3_600_000),

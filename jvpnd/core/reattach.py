@@ -20,11 +20,11 @@ from jvpnd.core.packets import (
     decode_reject,
     decode_response,
     encode_request,
-    reject_is_proven,
     request_tag,
     unseal,
 )
 from jvpnd.core.path import Path
+from jvpnd.core.reasons import Reason
 from jvpnd.core.session import Session
 
 
@@ -126,14 +126,13 @@ def read_ack(attempt: Attempt, packet: bytes) -> tuple[EpochKeys, ReattachAck] |
     return epoch, ack
 
 
-def read_reject(attempt: Attempt, packet: bytes) -> str | None:
-    """The reason of a proven refusal of exactly this request; a hint without proof is None."""
-    fields = decode_reject(packet)
-    if fields is None:
+def read_reject(attempt: Attempt, packet: bytes) -> tuple[Reason, int] | None:
+    """(why, the tag of the node to ask instead) of a proven refusal of exactly this request; a hint
+    without proof is None."""
+    reject = decode_reject(packet)
+    if reject is None or reject.tag != request_tag(attempt.packet):
         return None
-    tag, code, mac = fields
-    if tag != request_tag(attempt.packet):
+    if not reject.is_proven(attempt.proof.credentials.reset_key):
         return None
-    if not reject_is_proven(tag, code, mac, attempt.proof.credentials.reset_key):
-        return None
-    return reason_from_wire(code)
+    word = reason_from_wire(reject.code)
+    return (Reason(word), reject.node) if word is not None else None

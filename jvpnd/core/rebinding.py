@@ -20,6 +20,7 @@ from jvpnd.core.messages import (
     decode_request,
     reason_to_wire,
 )
+from jvpnd.core.nodes import NO_NODE, Sharing
 from jvpnd.core.offers import Offers
 from jvpnd.core.packets import (
     XNONCE_LEN,
@@ -35,6 +36,7 @@ from jvpnd.core.peer import Offer, Peer, Stored
 from jvpnd.core.reasons import Reason
 from jvpnd.core.session import Session
 from jvpnd.core.states import Event, State
+from jvpnd.core.takeover import Takeover, Visit
 from jvpnd.core.ticket import Ticket, open_ticket
 from jvpnd.core.wire import PacketType
 
@@ -45,7 +47,12 @@ class Rebinding:
     def __init__(self, state: GatewayState, offers: Offers) -> None:
         self._state = state
         self._offers = offers
+        self._takeover = Takeover(state, offers, self._on_known, self._refuse_visit)
         self._ticket_key = keys.ticket_key(state.secret)
+
+    def row_seen(self, session_id: bytes, version: int) -> None:
+        """Another node has written the row of a session that is not ours."""
+        self._takeover.row_seen(session_id, version)
 
     def on_request(self, now_ms: float, origin: Origin, packet: bytes) -> None:
         # The ticket before the token: garbage in a client's name must not use up its tokens.
@@ -58,22 +65,36 @@ class Rebinding:
             self._state.abuse(now_ms, Reason.SEC_ABUSE_CONTROL_PLANE, origin, "reattach rate")
             return
         peer = self._state.sessions.get(ticket.session_id)
-        if peer is None:
-            ended = self._state.tombstones.get(ticket.session_id)
-            if ended is None:
-                reason = Reason.SESSION_NOT_FOUND
-            else:  # a superseded client must rest, even if it never heard the CLOSE
-                superseded = ended is Reason.SUPERSEDED
-                reason = Reason.SUPERSEDED if superseded else Reason.SESSION_EXPIRED
-            self._reject(now_ms, origin, ticket.session_id, packet, reason)
-            return
-        self._on_proven(now_ms, origin, packet, ticket, peer)
+        if peer is not None:
+            self._on_known(now_ms, Visit(origin, packet, ticket), peer)
+        else:
+            self._on_absent(now_ms, Visit(origin, packet, ticket))
 
-    def _on_proven(
-        self, now_ms: float, origin: Origin, packet: bytes, ticket: Ticket, peer: Peer
-    ) -> None:
+    def _on_absent(self, now_ms: float, visit: Visit) -> None:
+        """The session is not here: it has ended, or it is another node's, or there is none."""
+        state, ticket = self._state, visit.ticket
+        ended = state.tombstones.get(ticket.session_id)
+        if ended is not None:  # a superseded client must rest, even if it never heard the CLOSE
+            superseded = ended is Reason.SUPERSEDED
+            reason = Reason.SUPERSEDED if superseded else Reason.SESSION_EXPIRED
+            self._refuse_visit(now_ms, visit, reason)
+        elif state.sharing is Sharing.STICKY and ticket.node != state.tag:
+            self._refuse_visit(now_ms, visit, Reason.WRONG_NODE)
+        elif state.sharing is not Sharing.STORE:
+            self._refuse_visit(now_ms, visit, Reason.SESSION_NOT_FOUND)
+        elif state.is_draining:
+            self._refuse_visit(now_ms, visit, Reason.NODE_DRAINING)
+        else:
+            self._takeover.begin(now_ms, visit)
+
+    def _refuse_visit(self, now_ms: float, visit: Visit, reason: Reason) -> None:
+        session_id = visit.ticket.session_id
+        self._reject(now_ms, visit.origin, session_id, visit.packet, reason, visit.ticket.node)
+
+    def _on_known(self, now_ms: float, visit: Visit, peer: Peer) -> None:
         """Go on if whoever made it knows the session's root, or that of a rekey offered: then the
         rekey takes effect first."""
+        packet = visit.packet
         body = open_request(packet, keys.proof_key(peer.session.root))
         if body is None:
             offer = self._offer_that_proves(peer, packet)
@@ -82,13 +103,10 @@ class Rebinding:
                 return
             if offer is None:
                 what = f"bad proof for {peer.entry.name}"
-                self._state.abuse(now_ms, Reason.AUTH_FAIL, origin, what)
+                self._state.abuse(now_ms, Reason.AUTH_FAIL, visit.origin, what)
                 return
             self._offers.confirm_rekey(
-                now_ms,
-                peer,
-                offer,
-                lambda at_ms: self._on_proven(at_ms, origin, packet, ticket, peer),
+                now_ms, peer, offer, lambda at_ms: self._on_known(at_ms, visit, peer)
             )
             return
         request = decode_request(body)
@@ -96,8 +114,8 @@ class Rebinding:
             self._state.count("bad request")
         elif peer.swapping:
             self._state.count("reattach while one is being stored")
-        elif self._check(now_ms, peer, origin, packet, ticket, request) is None:
-            self._accept(now_ms, peer, origin, packet, ticket, request)
+        elif self._check(now_ms, peer, visit, request) is None:
+            self._accept(now_ms, peer, visit, request)
 
     @staticmethod
     def _is_of_another_root(peer: Peer, packet: bytes) -> bool:
@@ -116,13 +134,11 @@ class Rebinding:
         self,
         now_ms: float,
         peer: Peer,
-        origin: Origin,
-        packet: bytes,
-        ticket: Ticket,
+        visit: Visit,
         request: ReattachRequest,
     ) -> Reason | None:
         """None if the request may bind; otherwise it has been answered and audited."""
-        session = peer.session
+        session, origin, packet = peer.session, visit.origin, visit.packet
         assert session.id is not None
         tag = request_tag(packet)
         if request.attempt <= session.attempt:
@@ -131,7 +147,9 @@ class Rebinding:
                 self._state.count("duplicate request")
                 return Reason.REPLAY_DETECTED
             reason = Reason.REPLAY_DETECTED if seen_from else Reason.FRESHNESS_INVALID
-            self._reject(now_ms, origin, session.id, packet, reason, (peer, request))
+            if visit.loads > 1:  # another node was quicker, with this attempt or a later one
+                reason = Reason.OWNERSHIP_CONFLICT
+            self._reject(now_ms, origin, session.id, packet, reason, 0, (peer, request))
             if seen_from and self._state.admission.may_audit(now_ms):
                 self._state.machine.note(
                     session,
@@ -140,11 +158,11 @@ class Rebinding:
                     {"remote": str(origin), "attempt": request.attempt},
                 )
             return reason
-        refusal = self._refusal(now_ms, peer, origin, ticket, request)
+        refusal = self._refusal(now_ms, peer, origin, visit.ticket, request)
         if refusal is not None:
             session.attempt = request.attempt
             peer.remember(tag, origin)
-            self._reject(now_ms, origin, session.id, packet, refusal, (peer, request))
+            self._reject(now_ms, origin, session.id, packet, refusal, 0, (peer, request))
         return refusal
 
     def _refusal(
@@ -173,18 +191,13 @@ class Rebinding:
         return None
 
     def _accept(
-        self,
-        now_ms: float,
-        peer: Peer,
-        origin: Origin,
-        packet: bytes,
-        ticket: Ticket,
-        request: ReattachRequest,
+        self, now_ms: float, peer: Peer, visit: Visit, request: ReattachRequest
     ) -> None:
         """One compare-and-swap decides; only then is anything bound or answered."""
-        session = peer.session
+        session, origin, ticket = peer.session, visit.origin, visit.ticket
         details = _asked(request, origin)
-        self._lead_to_recovering(now_ms, session, request, details)
+        if not peer.is_visiting:
+            self._lead_to_recovering(now_ms, session, request, details)
         peer.swapping, root = True, session.root
         nonce = self._state.entropy.draw(32)
         first = ticket.next_index == peer.next_index
@@ -200,25 +213,38 @@ class Rebinding:
         )
 
         def future() -> Peer | None:
-            if session.state is not State.RECOVERING or session.root != root:
+            led = _led(session) if peer.is_visiting else session
+            if led.state is not State.RECOVERING or led.root != root:
                 return None
-            attached = _attached(now_ms, session, request.attempt, peer.confirmed)
+            attached = _attached(now_ms, led, request.attempt, peer.confirmed)
             return replace(bound, session=attached)
 
         def stored(later_ms: float, outcome: Stored | None) -> None:
             peer.swapping = False
+            visiting = peer.is_visiting
+            if visiting and outcome is Stored.OK and self._takeover.is_outdone(peer):
+                outcome = Stored.CONFLICT
+            if visiting and outcome is Stored.OK:
+                self._takeover.admit(later_ms, visit, peer)
+                self._lead_to_recovering(later_ms, session, request, details)
             if first and (outcome is not Stored.OK or session.state is not State.RECOVERING):
                 self._state.reserved.discard(next_index)
+            if visiting and outcome is not Stored.OK:
+                self._takeover.not_stored(later_ms, visit, outcome)
+                return
+            if peer.is_fenced and outcome is Stored.CONFLICT:
+                self._on_absent(later_ms, visit)
+                return
             if outcome not in (Stored.OK, None):
                 self._state.store_failed(peer, outcome)
             if outcome is None or session.state is not State.RECOVERING:
                 return
             session.attempt = request.attempt
-            peer.remember(request_tag(packet), origin)
+            peer.remember(request_tag(visit.packet), origin)
             if outcome is Stored.OK:
                 self._reattached(later_ms, peer, bound, request, nonce, details)
             else:
-                self._not_stored(later_ms, peer, origin, packet, request, outcome)
+                self._not_stored(later_ms, peer, visit, request, outcome)
 
         self._state.swap(now_ms, peer, future, stored)
 
@@ -237,8 +263,7 @@ class Rebinding:
         self,
         now_ms: float,
         peer: Peer,
-        origin: Origin,
-        packet: bytes,
+        visit: Visit,
         request: ReattachRequest,
         outcome: Stored,
     ) -> None:
@@ -246,7 +271,8 @@ class Rebinding:
         session, unreachable = peer.session, outcome is Stored.UNAVAILABLE
         assert session.id is not None
         reason = Reason.STORE_UNAVAILABLE if unreachable else Reason.OWNERSHIP_CONFLICT
-        self._reject(now_ms, origin, session.id, packet, reason, (peer, request))
+        asked = (peer, request)
+        self._reject(now_ms, visit.origin, session.id, visit.packet, reason, 0, asked)
         if unreachable:
             kept = session.lost_since_ms is None
             event = Event.REATTACH_REFUSED_BOUND if kept else Event.REATTACH_REFUSED_UNBOUND
@@ -291,7 +317,7 @@ class Rebinding:
     def _send_ack(self, peer: Peer, request: ReattachRequest, nonce: bytes) -> None:
         session = peer.session
         assert session.id is not None
-        ticket = Ticket(session.id, peer.issue, peer.next_index)
+        ticket = Ticket(session.id, peer.issue, peer.next_index, self._state.tag)
         body = ReattachAck(
             request.attempt,
             nonce,
@@ -311,12 +337,14 @@ class Rebinding:
         session_id: bytes,
         packet: bytes,
         reason: Reason,
+        owner: int = NO_NODE,
         asked: tuple[Peer, ReattachRequest] | None = None,
     ) -> None:
-        """A small, proven answer: its MAC is over exactly this request. `asked`: whom it is from
-        and what it says, where that could be read."""
+        """A small, proven answer: its MAC is over exactly this request. `owner`: the tag of the
+        node to ask instead. `asked`: whom the request is from and what it says, where that could
+        be read."""
         key = keys.reset_key(self._state.secret, session_id)
-        answer = encode_reject(request_tag(packet), reason_to_wire(reason), key)
+        answer = encode_reject(request_tag(packet), reason_to_wire(reason), key, owner)
         self._state.effects.append(Send(origin, answer))
         if not self._state.admission.may_tell_refusal(now_ms, session_id):
             self._state.count("reattach refused")
@@ -344,6 +372,14 @@ def _epoch_keys(
         keys.gateway_to_client(root, attempt, theirs, nonce),
         keys.client_to_gateway(root, attempt, theirs),
     )
+
+
+def _led(session: Session) -> Session:
+    """A visitor's session on its way: RECOVERING, as it will have been once it is ours."""
+    if session.state is State.RECOVERING:
+        return session
+    version = session.state_version + 1
+    return replace(session, state=State.RECOVERING, state_version=version)
 
 
 def _attached(now_ms: float, session: Session, attempt: int, is_switch: bool) -> Session:

@@ -46,6 +46,7 @@ def row_of(peer: Peer, node: str) -> Row:
         "remote": list(peer.origin.remote),
         "transport": peer.transport,
         "path_number": peer.path_number,
+        "ended": peer.ended,
     }
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from jvpnd.core import constants as c
 from jvpnd.core.choice import ranked
-from jvpnd.core.clientstate import ClientState
+from jvpnd.core.clientstate import TURNED_AWAY, ClientState
 from jvpnd.core.effects import Expect, Send, Unexpect
 from jvpnd.core.messages import Cause
+from jvpnd.core.nodes import NO_NODE
 from jvpnd.core.path import Path
 from jvpnd.core.reasons import Reason
 from jvpnd.core.reattach import (
@@ -306,22 +307,31 @@ class Recovery:
     def on_reject(self, now_ms: float, path: Path, packet: bytes) -> tuple[bool, Event | None]:
         """(whether it is proven, the event that ends the session if it is refused for good)."""
         session, attempt = self._session(), self._attempt
-        word = read_reject(attempt, packet) if attempt is not None else None
-        if attempt is None or word is None:
+        refusal = read_reject(attempt, packet) if attempt is not None else None
+        if attempt is None or refusal is None:
             return False, None
-        reason = Reason(word)
+        reason, owner = refusal
         path.heard(now_ms)
         details: dict[str, object] = {"attempt": attempt.number, "path": path.id}
         self._state.machine.note(session, "REATTACH_RESULT", reason, details)
-        if reason in _FATAL_REJECTS:
+        in_cluster = self._state.home != NO_NODE
+        raced = in_cluster and reason is Reason.OWNERSHIP_CONFLICT
+        if reason in _FATAL_REJECTS and not raced:
             return True, _FATAL_REJECTS[reason]
         self._state.fall_back(attempt.proof)  # the root that the gateway answers to
         if reason is Reason.STORE_UNAVAILABLE:
             self._patient_until_ms = now_ms + c.DEGRADED_RETRY_MS
+        self._state.turned_away(path, reason, owner)
         if self._planned is not None:
             self._state.note_left(now_ms, self._planned)  # ever more seldom by our own choice
+        elif raced or (in_cluster and reason in TURNED_AWAY and not self._all_turn_away()):
+            self._try_next(now_ms)  # another node, or the same again with a higher attempt
+            return True, None
         self._refused(now_ms)
         return True, None
+
+    def _all_turn_away(self) -> bool:
+        return all(path.turns_away for path in self._state.candidates())
 
     def _refused(self, now_ms: float) -> None:
         """No switch now. The old binding goes on if it delivers, else wait in DEGRADED."""

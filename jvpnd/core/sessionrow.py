@@ -67,6 +67,12 @@ def number_of(row: Mapping[str, Any], key: str) -> int:
     return value
 
 
+def version_of(row: Row) -> int:
+    """The state_version of a row, 0 if it has none."""
+    version = row.get("state_version")
+    return version if isinstance(version, int) else 0
+
+
 def bytes_of(row: Mapping[str, Any], key: str, length: int) -> bytes:
     """`length` bytes. Raises one of MISFITS."""
     value = bytes.fromhex(row[key])

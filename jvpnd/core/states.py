@@ -49,6 +49,7 @@ class Event(StrEnum):
     POLICY_TERMINATED = "policy terminated"
     SUPERSEDED = "superseded"
     OWNER_MOVED = "owner moved"
+    STORE_LOST = "store out of reach for too long"
     PROTOCOL_BROKEN = "fatal protocol error"
 
 
@@ -87,7 +88,8 @@ _ROWS: tuple[tuple[tuple[State, ...], Event, State, Reason], ...] = (
     ((_B, _A, _V, _D, _R), Event.OPERATOR_TERMINATED, _T, Reason.OPERATOR_TERMINATION),
     ((_B, _A, _V, _D, _R), Event.POLICY_TERMINATED, _T, Reason.POLICY_TERMINATION),
     ((_B, _A, _V, _D, _R), Event.SUPERSEDED, _T, Reason.SUPERSEDED),
-    ((_B, _A, _V, _D, _R), Event.OWNER_MOVED, _T, Reason.OWNERSHIP_CONFLICT),
+    ((_B, _A, _V, _D, _R), Event.OWNER_MOVED, _T, Reason.OWNER_MOVED),
+    ((_B, _A, _V, _D, _R), Event.STORE_LOST, _T, Reason.STORE_UNAVAILABLE),
     ((_B, _A, _V, _D, _R), Event.PROTOCOL_BROKEN, _T, Reason.FATAL_PROTOCOL_ERROR),
 )
 

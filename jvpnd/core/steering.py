@@ -103,6 +103,26 @@ class Steering:
             steady_ms = round(now_ms - target.steady_since_ms)
             self._choose(now_ms, session, target, {"why": "failback", "steady_ms": steady_ms})
 
+    def leave_node(self, now_ms: float, session: Session) -> None:
+        """The gateway asks us to go to another node of its cluster, as it does again and again."""
+        state = self._state
+        if session.state not in SWITCHABLE or state.bound is None:
+            return
+        away = [path for path in state.others() if path.is_elsewhere and not path.turns_away]
+        fresh = [path for path in away if path.is_fresh(now_ms, state.policy)]
+        target = next(iter(choice.ranked(fresh, state.policy, now_ms)), None)
+        if target is None:
+            refusal: Refusal | None = Refusal(Reason.NODE_DRAINING, "no path to another node")
+        else:
+            most = state.policy.max_switches_per_minute
+            refusal = self._bound_reached(now_ms, session, most)
+        if target is not None and refusal is None:
+            self._denied = None
+            self.move(now_ms, target, {"why": "drain"})
+        elif refusal is not None and self._denied is not refusal.reason:
+            self._denied = refusal.reason
+            self._tell_denied(session, target.id if target else None, refusal)
+
     def in_trial(self, now_ms: float, path: Path) -> bool:
         """Whether this candidate is about to be moved to, and must show now what it can do."""
         state, bound = self._state, self._state.bound

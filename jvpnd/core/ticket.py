@@ -8,22 +8,24 @@ from dataclasses import dataclass
 import nacl.bindings
 import nacl.exceptions
 
-_BODY = struct.Struct("<16sQI")
+_BODY = struct.Struct("<16sQII")
 _NONCE_LEN = nacl.bindings.crypto_secretbox_NONCEBYTES
 TICKET_LEN = _NONCE_LEN + nacl.bindings.crypto_secretbox_MACBYTES + _BODY.size
 
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """Which session, the how manieth ticket of it, and the receiver index of the next epoch."""
+    """Which session, the how manieth ticket of it, the receiver index of the next epoch, and the
+    tag of the node that owned the session when it was issued."""
 
     session_id: bytes
     issue: int
     next_index: int
+    node: int
 
     def seal(self, key: bytes, nonce: bytes) -> bytes:
         """TICKET_LEN bytes; `nonce` is 24 fresh random bytes."""
-        body = _BODY.pack(self.session_id, self.issue, self.next_index)
+        body = _BODY.pack(self.session_id, self.issue, self.next_index, self.node)
         return nonce + nacl.bindings.crypto_secretbox(body, nonce, key)
 
 

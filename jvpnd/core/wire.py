@@ -30,6 +30,8 @@ class PacketType(IntEnum):
     SIZE_PROBE = 10
     SIZE_REPLY = 11
     HALF = 12
+    NODE_PROBE = 13
+    NODE_REPLY = 14
 
 
 class Suite(IntEnum):

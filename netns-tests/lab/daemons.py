@@ -62,8 +62,8 @@ class Daemon:
         key_file.write_text(private_key + "\n")
         key_file.chmod(0o600)
         self.config_file.write_text(config)
-        # More variables, for the next start; a proxy of the host's own is none of the lab's, and one
-        # that hangs is to say where.
+        # More variables, for the next start. A proxy of the host's own is none of the lab's, and a
+        # daemon that hangs is to say where.
         self.environment = {"https_proxy": "", "PYTHONFAULTHANDLER": "1"}
         self.process: subprocess.Popen[str] | None = None
 

@@ -29,7 +29,6 @@ from jvpnd.core.packets import (
     decode_reject,
     decode_response,
     encode_request,
-    reject_is_proven,
     request_tag,
     unseal,
 )
@@ -144,12 +143,11 @@ class Liar:
         if answer[0] == PacketType.REATTACH_ACK:
             self._adopt(answer)
             return "ACK"
-        fields = decode_reject(answer)
-        assert fields is not None
-        tag, code, mac = fields
-        assert tag == request_tag(packet), "the answer to another request"
-        assert reject_is_proven(tag, code, mac, self.session.welcome.reset_key)
-        return str(reason_from_wire(code))
+        reject = decode_reject(answer)
+        assert reject is not None
+        assert reject.tag == request_tag(packet), "the answer to another request"
+        assert reject.is_proven(self.session.welcome.reset_key)
+        return str(reason_from_wire(reject.code))
 
     def _adopt(self, answer: bytes) -> None:
         response, asked = decode_response(answer), self._asked
