@@ -195,12 +195,13 @@ class GatewayState:
             self._written(now_ms, peer, None, 0)
             return
         assert peer.session.id is not None
-        version = future.session.state_version
+        # Above what it replaces, whatever the row says: nobody takes one row for another.
+        version = max(future.session.state_version, peer.stored_version + 1)
         self.token += 1
         self.swaps[self.token] = lambda at_ms, outcome: self._answered(
             at_ms, peer, outcome, version, tries
         )
-        row = row_of(future, self.node)
+        row = {**row_of(future, self.node), "state_version": version}
         self.effects.append(Swap(self.token, peer.session.id, peer.stored_version, row))
 
     def _answered(

@@ -23,6 +23,7 @@ class Owners:
     _bound: dict[tuple[bytes, int], str] = field(default_factory=dict)
     _newest: dict[bytes, int] = field(default_factory=dict)  # epoch that anybody has bound
     _of_key: dict[bytes, tuple[bytes, int]] = field(default_factory=dict)
+    _versions: dict[bytes, int] = field(default_factory=dict)  # in the table
     _held: set[tuple[str, bytes]] = field(default_factory=set)  # as events tell
     _lost: dict[tuple[str, bytes], int] = field(default_factory=dict)  # version then
     _before: dict[tuple[str, bytes], str] = field(default_factory=dict)  # whom it was taken from
@@ -38,12 +39,12 @@ class Owners:
         if held is not None:
             for name in CONSTANT:
                 assert row[name] == held[name], f"{name} changes from {held[name]} to {row[name]}"
-            assert version_of(row) >= version_of(held), "the table's version goes back"
+            assert version_of(row) > version_of(held), "the table's version does not rise"
             if held["owner"] != owner:
-                assert version_of(row) > version_of(held), "taken over without a new version"
                 assert epoch > number_of(held, "epoch"), "taken over without a new epoch"
                 self._before[owner, session_id] = str(held["owner"])
                 self.takeovers += 1
+        self._versions[session_id] = version_of(row)
         self._writers.setdefault(session_id, {}).setdefault(epoch, set()).add(owner)
 
     # --- the nodes ---
@@ -81,7 +82,7 @@ class Owners:
             self._held.add(held)
         elif event.event_type == "OWNERSHIP" and what in LET_GO:
             assert held in self._held, f"{node} lost what it did not have"
-            self._lost[held] = event.state_version or 0
+            self._lost[held] = self._versions.get(event.session_id, 0)
 
     def began(self, node: str, session_ids: Iterable[bytes]) -> None:
         """The node was started, with these sessions."""
@@ -101,6 +102,10 @@ class Owners:
         """`accepted`: who would be heard now, by the keys that it could send with."""
         for key, node in accepted.items():
             assert self._bound[self._of_key[key]] == node, f"{node} is heard under another's epoch"
+
+    def check_heard(self, node: str, session_id: bytes, epoch: int) -> None:
+        """A client has taken the node's word that it has bound the epoch."""
+        assert self._bound.get((session_id, epoch)) == node, f"{node} said what is not so"
 
     # --- at rest ---
 

@@ -314,3 +314,18 @@ def test_a_lossy_road_to_every_node_is_no_reason_to_lose_the_session() -> None:
     settled(cluster, 5_000)
     assert cluster.session().id == before[0]
     assert cluster.holders() == [cluster.home()]
+
+
+def test_a_rekey_is_a_new_version_of_the_row() -> None:
+    """Else a node that has loaded the row before could take it over with the root of before."""
+    cluster = Cluster(policy=Policy(rekey_after_ms=10_000), load=SELDOM)
+    (session_id,) = cluster.attach()
+    versions = [cluster.table.rows[session_id]["state_version"]]
+    cluster.world.run_until(lambda: cluster.session().rekeys == 1, cluster.now_ms + 20_000)
+    settled(cluster)
+    versions.append(cluster.table.rows[session_id]["state_version"])
+    assert versions == [1, 2]
+    cluster.crash(cluster.home())
+    settled(cluster)
+    assert cluster.session().id == session_id
+    assert cluster.is_attached()
