@@ -1,7 +1,7 @@
 # What a bare Debian 12 lacks, these targets install as root, and say so; others are told the command.
 #   make venv   .venv with the project in it       make lint   ruff, mypy --strict
 #   make test   unit, simulation and netns tests   sudo make demo   see it work, under a minute
-#   make simulate   the simulation's stories (docs/simulation.md); make soak SECONDS=n   others, for n seconds
+#   make simulate   the simulation's stories (docs/simulation.md); make soak SECONDS=n   others, for n seconds (CLUSTER=1: of clusters)
 #   make races N=1000000   so many races of a cluster's nodes for the ownership of sessions
 #   make measure   how long traffic stops; ARGS="--soak 60" looks for false switches instead
 #   make bench   how fast, beside other VPNs; ARGS="--quick" for a first look, WIREGUARD_GO=a newer one
@@ -82,7 +82,7 @@ simulate: venv
 	$(BIN)/python -m tests.simulation.soak --seeds $(STORIES)
 
 soak: venv
-	$(BIN)/python -m tests.simulation.soak --seconds $(SECONDS)
+	$(BIN)/python -m tests.simulation.soak --seconds $(SECONDS) $(if $(CLUSTER),--cluster)
 
 races: venv
 	$(BIN)/python -m tests.simulation.races $(N)

@@ -146,6 +146,8 @@ class Cluster:
         client = self.clients[name]
 
         def boot(random: Random) -> ClientEnd:
+            if not client.kept:
+                client.history.rebooted()
             return _ClientEnd(
                 random,
                 client.identity,
@@ -261,7 +263,8 @@ class Cluster:
 
     def crash(self, node: str) -> None:
         self.world.crash(node)
-        self.links[node].end()
+        if node in self.links:
+            self.links[node].end()
 
     def boot(self, node: str) -> None:
         self.world.restart(node)

@@ -74,6 +74,11 @@ class NodeEnd(GatewayEnd):
         self.now_ms = now_ms + self.ahead_ms
         self.gateway.leave(self.now_ms, leave)
 
+    def terminate_all(self, now_ms: int) -> None:
+        self.now_ms = now_ms + self.ahead_ms
+        for session_id in list(self.gateway.sessions):
+            self.gateway.terminate(self.now_ms, session_id)
+
     def next_timer_ms(self) -> int:
         if not self.is_ready:
             return self._ping_ms - self.ahead_ms

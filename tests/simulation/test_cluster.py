@@ -251,7 +251,6 @@ def test_a_birth_at_another_node_supersedes_the_session_of_before() -> None:
     cluster.cut(home)
     cluster.world.crash("c1")
     cluster.clients["c1"].kept.clear()  # a reboot
-    cluster.clients["c1"].history.rebooted()
     cluster.world.restart("c1")
     settled(cluster, 5_000)
     assert cluster.home() != home
