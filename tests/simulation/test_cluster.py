@@ -137,10 +137,13 @@ def test_replayed_requests_take_no_session_away() -> None:
     assert cluster.owners.takeovers == 1
 
 
-@pytest.mark.parametrize("nodes", [2, 3])
-def test_a_drain_moves_every_session_and_loses_no_echo(nodes: int) -> None:
-    cluster = Cluster(nodes=nodes, clients=3)
+@pytest.mark.parametrize(("nodes", "delay_ms"), [(2, 1), (3, 1), (2, 8), (2, 35)])
+def test_a_drain_moves_every_session_and_loses_no_echo(nodes: int, delay_ms: int) -> None:
+    """`delay_ms`: of the table. It is asked twice, and the path's own time-out may be shorter."""
+    cluster = Cluster(nodes=nodes, clients=2)
     before = cluster.attach()
+    for node in cluster.nodes:
+        cluster.table_rough(node, Weather(delay_ms))
     since_ms = cluster.now_ms - 500
     cluster.leave("gw1")
     cluster.run(1_000)
