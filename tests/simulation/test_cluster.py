@@ -263,7 +263,7 @@ def test_a_birth_at_another_node_supersedes_the_session_of_before() -> None:
 
 
 def test_a_write_whose_answer_is_lost_neither_doubles_nor_loses_a_session() -> None:
-    cluster = Cluster(nodes=3)
+    cluster = Cluster(nodes=3, load=SELDOM)
     before = cluster.attach()
     home = cluster.home()
     for node in cluster.nodes:
@@ -306,7 +306,7 @@ def test_news_comes_late_and_the_owner_before_learns_it_from_its_own_write() -> 
 
 
 def test_a_lossy_road_to_every_node_is_no_reason_to_lose_the_session() -> None:
-    cluster = Cluster(seed=3, nodes=3)
+    cluster = Cluster(seed=3, nodes=3, load=SELDOM)
     before = cluster.attach()
     for node in cluster.nodes:
         cluster.cut(node, Conditions(delay_ms=10, jitter_ms=10, loss=0.15, duplicate=0.1))
