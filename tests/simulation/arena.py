@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from random import Random
-from typing import TypeAlias
 
 from jvpnd.core.effects import BindSend, Emit, Load, ReleaseSend, Send, Swap
 from jvpnd.core.effects import Origin as From
@@ -35,8 +34,6 @@ ROUGH_MS = 1_500  # then every way to the table is well again,
 RACE_MS = 6_000  # and by now everything has come to rest
 POLICY = Policy(max_switches_per_minute=600, switch_cooldown_ms=0, rekey_after_ms=3_600_000)
 CALM = Weather()
-
-Send_: TypeAlias = Callable[["Node", From, bytes], None]
 
 
 @dataclass
@@ -282,9 +279,7 @@ class Arena:
         elif packet[0] in (PacketType.REATTACH_ACK, PacketType.REATTACH_REJECT):
             if self.random.random() > self._loss:
                 late_ms = self.random.randrange(self._spread_ms)
-                self.world.at(
-                    self.world.now_ms + late_ms, lambda: asker.hear(node, packet)
-                )
+                self.world.at(self.world.now_ms + late_ms, lambda: asker.hear(node, packet))
 
     def heard(self, node: Node, session_id: bytes, index: int) -> None:
         """DATA of the client came to the node."""

@@ -90,8 +90,7 @@ class Weather:
 
 
 class Link:
-    """`shift_ms`: what the node's clock is ahead of the wall clock. `enter` runs an action in the
-    node, perhaps later, or never if that life of it is over."""
+    """One node's way to the table."""
 
     def __init__(self, world: Scheduler, table: SharedTable, random: Random) -> None:
         self.weather = Weather()
@@ -107,7 +106,8 @@ class Link:
     # --- the node's side ---
 
     def begin(self, enter: Callable[[Answer], None], shift_ms: int) -> None:
-        """A new life of the node."""
+        """A new life of the node. `enter` runs an action in it, perhaps later, or never if this
+        life is over then. `shift_ms`: what its clock is ahead of the wall clock."""
         self.end()
         self._enter, self._shift_ms = enter, shift_ms
 
