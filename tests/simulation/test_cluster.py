@@ -7,6 +7,7 @@ import pytest
 from jvpnd.core.policy import Policy
 from jvpnd.core.reasons import Reason
 from jvpnd.core.states import State
+from jvpnd.core.wire import PacketType
 
 from .cluster import Cluster
 from .ends import Load
@@ -126,7 +127,8 @@ def test_replayed_requests_take_no_session_away() -> None:
     cluster.crash(cluster.home())
     settled(cluster)
     home, epoch = cluster.home(), cluster.session().epoch
-    requests = [packet for packet in cluster.client().sent if packet[0] == 4]
+    kind, sent = PacketType.REATTACH_REQUEST, cluster.client().sent
+    requests = [packet for packet in sent if packet[0] == kind]
     assert requests
     for node in cluster.nodes:
         for packet in requests:
@@ -155,6 +157,24 @@ def test_a_drain_moves_every_session_and_loses_no_echo(nodes: int, delay_ms: int
     assert cluster.node("gw1").gateway.sessions == {}
     for end in map(cluster.client, cluster.clients):
         assert [number for number in end.lost if end.sent_ms[number] >= since_ms] == []
+
+
+def test_a_former_owner_takes_what_was_on_its_way_and_answers_nothing() -> None:
+    cluster = Cluster()
+    cluster.attach()
+    home = cluster.home()
+    cluster.cut(home, Conditions(delay_ms=90))
+    cluster.run(1_500)
+    cluster.leave(home)
+    cluster.world.run_until(lambda: home not in cluster.holders(), cluster.now_ms + 5_000)
+    end = cluster.node(home)
+    sent, taken, probes = len(end.sent), end.plane.rx, end.gateway.dropped.get("unknown index", 0)
+    cluster.run(400)
+    assert end.plane.rx > taken
+    assert end.gateway.dropped["unknown index"] > probes
+    assert PacketType.CONTROL not in {packet[0] for packet in end.sent[sent:]}
+    settled(cluster)
+    assert end.plane.receiving == {}
 
 
 def test_a_drained_node_takes_nobody_until_it_stays_after_all() -> None:
