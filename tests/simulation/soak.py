@@ -97,9 +97,10 @@ def play_cluster_seed(seed: int) -> Tally | Failure:
 
 def _summary(total: Tally, took_s: float, jobs: int) -> str:
     hours, volatile = total.simulated_ms / HOUR_MS, total.volatile_ms / HOUR_MS
+    brisk = f", {volatile:.1f} of them volatile ({total.brisk_ms / HOUR_MS:.1f} at a brisk pace)"
     lines = [
-        f"{total.stories} stories in {took_s:.0f} s on {jobs} cores: {hours:.1f} hours, "
-        f"{volatile:.1f} of them volatile ({total.brisk_ms / HOUR_MS:.1f} at a brisk pace)",
+        f"{total.stories} stories in {took_s:.0f} s on {jobs} cores: {hours:.1f} hours"
+        + (brisk if volatile else ""),  # which nobody counts in a cluster
         ", ".join(f"{count} {name}" for name, count in sorted(total.events.items())),
     ]
     return "\n".join(lines)
