@@ -1,8 +1,9 @@
 # What a bare Debian 12 lacks, these targets install as root, and say so; others are told the command.
 #   make venv   .venv with the project in it       make lint   ruff, mypy --strict
 #   make test   unit, simulation and netns tests   sudo make demo   see it work, under a minute
-#   make simulate   the simulation's stories (docs/simulation.md); make soak SECONDS=n   others, for n seconds
+#   make simulate   the simulation's stories (docs/simulation.md); make soak SECONDS=n   others, for n seconds (CLUSTER=1: of clusters)
 #   make model   the rules of ownership in a cluster, every order of steps (docs/simulation.md)
+#   make races N=1000000   so many races of a cluster's nodes for the ownership of sessions
 #   make measure   how long traffic stops; ARGS="--soak 60" looks for false switches instead
 #   make bench   how fast, beside other VPNs; ARGS="--quick" for a first look, WIREGUARD_GO=a newer one
 #   make scale   ten thousand clients of one gateway
@@ -20,14 +21,15 @@ PACKAGES := python3 python3-venv python3-dev gcc libc6-dev iproute2 iputils-ping
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 STORIES := 0:800
 SECONDS := 600
+N := 100000
 DEB_PACKAGES := build-essential debhelper python3 python3-pip
 DEB_CHECK_PACKAGES := lintian
 ACCEPTANCE_PACKAGES := systemd-container mmdebstrap
 BENCH_PACKAGES := wireguard-go wireguard-tools openvpn
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: packages bench-packages deb-packages root venv lint unit simulate soak model netns test demo measure bench scale \
-  lossy deb deb-check acceptance lock clean
+.PHONY: packages bench-packages deb-packages root venv lint unit simulate soak model races netns test demo measure bench \
+  scale lossy deb deb-check acceptance lock clean
 
 define install
 	@missing=""; for p in $(1); do \
@@ -81,7 +83,10 @@ simulate: venv
 	$(BIN)/python -m tests.simulation.soak --seeds $(STORIES)
 
 soak: venv
-	$(BIN)/python -m tests.simulation.soak --seconds $(SECONDS)
+	$(BIN)/python -m tests.simulation.soak --seconds $(SECONDS) $(if $(CLUSTER),--cluster)
+
+races: venv
+	$(BIN)/python -m tests.simulation.races $(N)
 
 # Larger bounds than those of `make unit`, which goes through the same model.
 model: venv

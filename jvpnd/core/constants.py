@@ -48,6 +48,7 @@ MAX_PATHS = 64
 
 # Recovery
 REATTACH_RTO_MAX_MS = 1_000
+TAKEOVER_MS = 200  # another node asks the shared table twice before it answers
 PLANNED_ATTEMPTS = 3  # on the target of a planned switch, before the old binding is kept
 DEGRADED_RETRY_MS = 2_000
 HINT_GAP_MS = 20

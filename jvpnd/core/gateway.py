@@ -238,7 +238,7 @@ class Gateway:
     def _on_control(self, now_ms: float, origin: Origin, packet: bytes) -> None:
         header = decode_sealed_header(packet)
         holder = self._state.by_index.get(header.index) if header else None
-        if header is None or holder is None:
+        if header is None or holder is None or (isinstance(holder, Peer) and holder.is_fenced):
             self._state.count("unknown index")
             return
         channel = holder.channel

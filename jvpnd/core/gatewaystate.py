@@ -112,6 +112,12 @@ class GatewayState:
         self.reserved.discard(index)
         self.effects.append(ReleaseReceive(index))
 
+    def forget_former(self, session_id: bytes, index: int) -> None:
+        """The index drains for a session that was ours until just now, and is about to be again."""
+        peer = self.by_index.get(index)
+        if isinstance(peer, Peer) and peer.is_fenced and peer.session.id == session_id:
+            self.release_index(peer, index)
+
     def add_offer(self, offer: Offer) -> None:
         self.offers[offer.keys.index] = self.by_index[offer.keys.index] = offer
 
@@ -127,7 +133,7 @@ class GatewayState:
 
     def hint(self, now_ms: float, peer: Peer, origin: Origin) -> None:
         """Ask the client to bind the address it is heard from; nothing moves by itself."""
-        if now_ms - peer.hinted_ms >= c.HINT_GAP_MS:
+        if now_ms - peer.hinted_ms >= c.HINT_GAP_MS and not peer.is_fenced:
             peer.hinted_ms = now_ms
             self.effects.append(Send(origin, peer.channel.seal(bytes([Control.REBIND_HINT]))))
 
@@ -155,21 +161,22 @@ class GatewayState:
         self._release(peer)
 
     def _release(self, peer: Peer) -> None:
+        self._stop_sending(peer)
+        for index in list(peer.draining):
+            self.release_index(peer, index)
+        self.by_index.pop(peer.keys.index, None)
+        self.reserved.discard(peer.keys.index)
+        self.effects.append(ReleaseReceive(peer.keys.index))
+
+    def _stop_sending(self, peer: Peer) -> None:
         session = peer.session
         assert session.id is not None
         self.effects.append(ReleaseSend(session.id))
-        for index in list(peer.draining):
-            self.release_index(peer, index)
         for offer in list(self.offers.values()):  # no late rekey brings it back
             if offer.session_id == session.id:
                 self.drop_offer(offer)
-        self.by_index.pop(peer.keys.index, None)
-        self.reserved -= {peer.next_index, peer.keys.index}
-        self.effects += [
-            ReleaseReceive(peer.keys.index),
-            Unexpect(peer.next_index),
-            SessionDown(session.id),
-        ]
+        self.reserved.discard(peer.next_index)
+        self.effects += [Unexpect(peer.next_index), SessionDown(session.id)]
         del self.sessions[session.id]
         self.awaited.discard(session.id)
         if self.of_client.get(peer.entry.public_key) is peer:
@@ -188,12 +195,13 @@ class GatewayState:
             self._written(now_ms, peer, None, 0)
             return
         assert peer.session.id is not None
-        version = future.session.state_version
+        # Above what it replaces, whatever the row says: nobody takes one row for another.
+        version = max(future.session.state_version, peer.stored_version + 1)
         self.token += 1
         self.swaps[self.token] = lambda at_ms, outcome: self._answered(
             at_ms, peer, outcome, version, tries
         )
-        row = row_of(future, self.node)
+        row = {**row_of(future, self.node), "state_version": version}
         self.effects.append(Swap(self.token, peer.session.id, peer.stored_version, row))
 
     def _answered(
@@ -222,13 +230,17 @@ class GatewayState:
         self.load(peer.session.id, loaded)
 
     def lost_to(self, now_ms: float, peer: Peer, owner: str) -> None:
-        """The table says that another node owns the session: stop at once."""
+        """The table says that another node owns the session: stop at once. What the client sent
+        before it knew is received for as long as any old epoch."""
         if peer.session.state is State.TERMINATED:
             peer.is_fenced = True
             return
         details: dict[str, object] = {"what": "lost", "owner": owner}
         self.machine.note(peer.session, "OWNERSHIP", Reason.OWNER_MOVED, details)
-        self.let_go(now_ms, peer, Event.OWNER_MOVED, {"owner": owner})
+        peer.is_fenced = True
+        self.machine.fire(peer.session, Event.OWNER_MOVED, now_ms, {"owner": owner})
+        self._stop_sending(peer)
+        self.drain_epoch(now_ms, peer)
 
     def load(self, session_id: bytes, follow: Loaded) -> None:
         """Have the session's row read."""

@@ -186,13 +186,16 @@ class Recovery:
         self.drop_attempt()
         cause = self._cause if self._attempts_made == 0 else Cause.RETRY
         rounds = self._attempts_made // max(len(state.candidates()), 1)
+        wait_ms = min(path.rtt.rto_ms * 2 ** min(rounds, 5), c.REATTACH_RTO_MAX_MS)
+        if path.is_elsewhere:
+            wait_ms = max(wait_ms, c.TAKEOVER_MS)
         attempt = make_attempt(
             session,
             self._proof(),
             path,
             cause,
             now_ms,
-            min(path.rtt.rto_ms * 2 ** min(rounds, 5), c.REATTACH_RTO_MAX_MS),
+            wait_ms,
             state.entropy,
         )
         self._attempt = attempt

@@ -53,6 +53,7 @@ class Takeover:
     def begin(self, now_ms: float, visit: Visit) -> None:
         """Look the session up. Data that follows the request at once is held meanwhile."""
         state, ticket = self._state, visit.ticket
+        state.forget_former(ticket.session_id, ticket.next_index)
         if ticket.session_id in self._visited:
             state.count("reattach while its session is looked up")
         elif len(self._visited) >= c.MAX_VISITS:
@@ -122,6 +123,8 @@ class Takeover:
             return Reason.SUPERSEDED
         if mine is None and len(state.sessions) >= state.limits.sessions:
             return Reason.RATE_LIMITED
+        assert session.id is not None
+        state.forget_former(session.id, peer.keys.index)
         if peer.keys.index in state.by_index:
             return Reason.POLICY_DENY  # two nodes chose the same number
         return None

@@ -35,8 +35,8 @@ from jvpnd.core.effects import (
 from jvpnd.core.entropy import Entropy
 from jvpnd.core.gateway import Gateway, Stored
 from jvpnd.core.handshake import ClientHandshake, Handshake
+from jvpnd.core.nodes import NO_NODE, node_tag
 from jvpnd.core.path import PathInfo
-from jvpnd.core.peer import ClientEntry
 from jvpnd.core.policy import Policy
 from jvpnd.core.sessionrow import Row
 from jvpnd.core.states import State
@@ -59,9 +59,12 @@ SOCKETS = ("udp", "tcp", "tls", "quic")  # what the gateway's socket of this num
 
 
 def path_info(name: str) -> PathInfo:
-    """A path is called by its uplink, and behind a slash by its transport if that is not UDP."""
-    uplink, _, transport = name.partition("/")
-    return PathInfo(name, transport or "udp", uplink, "local", "remote")
+    """A path is called by its uplink, behind an @ by the node of a cluster to which it leads, and
+    behind a slash by its transport if that is not UDP."""
+    where, _, transport = name.partition("/")
+    uplink, _, node = where.partition("@")
+    tag = node_tag(node) if node else NO_NODE
+    return PathInfo(name, transport or "udp", uplink, "local", "remote", tag)
 
 
 @dataclass(frozen=True)
@@ -359,17 +362,8 @@ class GatewayEnd(_End):
     """A gateway that answers echoes."""
 
     def __init__(
-        self,
-        random: Random,
-        secret: bytes,
-        entries: list[ClientEntry],
-        policy: Policy,
-        ledger: Ledger,
-        history: History,
-        load: Load,
-        table: Table,
+        self, gateway: Gateway, ledger: Ledger, history: History, load: Load, table: Table
     ) -> None:
-        gateway = Gateway("gw", secret, entries, policy, SeededEntropy(random), has_aes=True)
         super().__init__(gateway, ledger, history, load)
         self.gateway: Gateway = gateway
         self.table = table
@@ -419,7 +413,10 @@ class GatewayEnd(_End):
             assert isinstance(source, Origin)
             self.gateway.heard_from_elsewhere(self.now_ms, index, source)
         if self.load.answered:
-            self._send_data(session_id, plain)
+            self._answer(session_id, plain)
+
+    def _answer(self, session_id: bytes, plain: bytes) -> None:
+        self._send_data(session_id, plain)
 
     def _perform_own(self, effect: Effect) -> None:
         if not isinstance(effect, Swap):

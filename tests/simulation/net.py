@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 
 from jvpnd.core.client import ClientAgent
+from jvpnd.core.gateway import Gateway
 from jvpnd.core.noise import public_key
 from jvpnd.core.peer import ClientEntry
 from jvpnd.core.policy import Policy
@@ -14,7 +15,7 @@ from jvpnd.core.sessionrow import Row
 from jvpnd.core.states import State
 from jvpnd.recording.tape import Tape
 
-from .ends import SOCKETS, ClientEnd, GatewayEnd, Identity, Load, Table, path_info
+from .ends import SOCKETS, ClientEnd, GatewayEnd, Identity, Load, SeededEntropy, Table, path_info
 from .invariants import History
 from .plane import Ledger
 from .world import Conditions, World
@@ -87,16 +88,9 @@ class Net:
         if self.kept is None:
             self.table.clear()
             self.gateway_history.retold.rebooted()
-        return GatewayEnd(
-            random,
-            self.gateway_secret,
-            [self.entry],
-            self.gateway_policy,
-            self.ledger,
-            self.gateway_history,
-            self.load,
-            self.table,
-        )
+        secret, entropy = self.gateway_secret, SeededEntropy(random)
+        gateway = Gateway("gw", secret, [self.entry], self.gateway_policy, entropy, has_aes=True)
+        return GatewayEnd(gateway, self.ledger, self.gateway_history, self.load, self.table)
 
     @property
     def client(self) -> ClientEnd:

@@ -12,9 +12,11 @@ from jvpnd.core.reasons import Reason
 from jvpnd.core.states import State
 
 from .faults import ACTIONS, is_well, mend
+from .invariants import History
 from .net import Net
 from .story import Story
 from .teller import policies
+from .world import World
 
 TRACE_MAX = 2_000
 ECHO_EVERY_MS = 50  # at the end
@@ -66,6 +68,14 @@ class Player:
         for history in (self.net.client_history, self.net.gateway_history):
             history.never = _never(story)
         self._troubled: list[tuple[int, int]] = []  # from, to
+
+    @property
+    def world(self) -> World:
+        return self.net.world
+
+    def histories(self) -> dict[str, tuple[History, int]]:
+        """By name, with what the clock is ahead of the world's."""
+        return {"client": (self.net.client_history, 0), "gateway": (self.net.gateway_history, 0)}
 
     def play(self) -> None:
         with pytest.MonkeyPatch.context() as patched:

@@ -7,14 +7,14 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from jvpnd.core.client import ClientAgent
-from jvpnd.core.effects import Emit
+from jvpnd.core.effects import Emit, host_port
 from jvpnd.core.gateway import Gateway
 from jvpnd.core.peer import Stored
 from jvpnd.core.reasons import Reason
 from jvpnd.core.session import Session
-from jvpnd.core.sessionrow import Row
 from jvpnd.core.states import State
 from jvpnd.core.wire import PacketType
 from jvpnd.observe.log import Event, EventLog
@@ -106,10 +106,10 @@ class Retold:
         _add(self._seen[session_id].states, now_ms, str(state))
         _add(self._seen[session_id].paths, now_ms, path)
 
-    def restored(self, row: Row) -> None:
+    def restored(self, row: Mapping[str, Any]) -> None:
         """What the table held is the truth, whatever was told of that could not be written."""
         facts = self._facts[str(row["session_id"])]
-        facts.state = str(row["state"])
+        facts.state, facts.remote = str(row["state"]), host_port(*row["remote"])
         facts.version, facts.epoch, facts.rekeys = (
             int(str(row[name])) for name in ("state_version", "epoch", "rekeys")
         )

@@ -119,7 +119,8 @@ def test_a_table_that_takes_its_time_is_never_in_conflict_with_itself(seed: int)
     peer = net.gateway.gateway.sessions[net.session.id]
     versions = net.table.versions  # a write may still be under way
     net.world.run_until(
-        lambda: peer.session.state_version == versions[peer.session.id or b""], net.now_ms + 10_000
+        lambda: not peer.writes and peer.stored_version == versions[peer.session.id or b""],
+        net.now_ms + 10_000,
     )
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, TypeAlias
 
 from jvpnd.core.policy import PolicyError
 
+from .invariants import History
 from .minimal import minimal
 from .player import Player, Tally
 from .story import Story
-from .world import Line
+from .world import Line, World
 
 EVENTS_TOLD = 25
 TRACE_TOLD = 25
@@ -27,9 +30,27 @@ class Failure:
     text: str
 
 
-def attempt(story: Story) -> Tally | Failure:
+class Plays(Protocol):
+    """A story under way, or what it left behind."""
+
+    story: Story
+
+    @property
+    def world(self) -> World: ...
+
+    def histories(self) -> dict[str, tuple[History, int]]: ...
+
+    def play(self) -> None: ...
+
+    def tally(self) -> Tally: ...
+
+
+Kind: TypeAlias = Callable[[Story], Plays]
+
+
+def attempt(story: Story, kind: Kind = Player) -> Tally | Failure:
     """Play it. Whatever goes wrong is a failure of the story, also an error in the core."""
-    player = Player(story)
+    player = kind(story)
     try:
         player.play()
     except Exception as error:
@@ -37,17 +58,17 @@ def attempt(story: Story) -> Tally | Failure:
     return player.tally()
 
 
-def shortest(failure: Failure) -> Failure:
+def shortest(failure: Failure, kind: Kind = Player) -> Failure:
     """The same failure, by the smallest story."""
 
     def fails(story: Story) -> bool:
         try:
-            result = attempt(story)
+            result = attempt(story, kind)
         except PolicyError:  # of a key left out that another one needs
             return False
         return isinstance(result, Failure) and result.kind == failure.kind
 
-    result = attempt(minimal(failure.story, fails))
+    result = attempt(minimal(failure.story, fails), kind)
     return result if isinstance(result, Failure) else failure
 
 
@@ -58,16 +79,13 @@ def _kind(error: Exception) -> str:
     return f"{type(error).__name__} in {frames[-1].name}: {first}"
 
 
-def _tell(player: Player, error: Exception) -> str:
+def _tell(player: Plays, error: Exception) -> str:
     """The story, and the ends of its trace and its events."""
     where = "".join(traceback.format_tb(error.__traceback__)[-3:])
     events = sorted(
         (
-            (at_ms, end, event)
-            for end, history in (
-                ("client", player.net.client_history),
-                ("gateway", player.net.gateway_history),
-            )
+            (at_ms - ahead_ms, end, event)
+            for end, (history, ahead_ms) in player.histories().items()
             for at_ms, event in history.events
         ),
         key=lambda entry: entry[0],
@@ -77,7 +95,7 @@ def _tell(player: Player, error: Exception) -> str:
         f"{event.from_state or ''}>{event.to_state or ''} {dict(event.details)}"
         for at_ms, end, event in events[-EVENTS_TOLD:]
     ]
-    trace = [_line(line) for line in list(player.net.world.trace)[-TRACE_TOLD:]]
+    trace = [_line(line) for line in list(player.world.trace)[-TRACE_TOLD:]]
     return "\n".join(
         [
             f"{type(error).__name__}: {error}".split("; the trace ends")[0],
