@@ -127,7 +127,7 @@ class Connection:
         try:
             with self._session.get(url, stream=True, timeout=wait_s) as response:
                 return response.headers.get("Date", "")
-        except (requests.RequestException, OSError) as error:
+        except _BROKEN as error:
             raise Unreachable(self._told(error)) from error
 
     def _once(self, path: str, body: Mapping[str, Any], within_s: float) -> dict[str, Any]:
