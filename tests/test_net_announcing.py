@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from jvpnd.net.announcing import gratuitous_arp, unsolicited_advertisement
+import asyncio
+import errno
+import socket
+
+import pytest
+
+from jvpnd.net.announcing import Announcer, gratuitous_arp, unsolicited_advertisement
 
 MAC = bytes.fromhex("02000000000a")
 
@@ -20,3 +26,30 @@ def test_an_advertisement_overrides_and_is_nobodys_answer() -> None:
     sent = unsolicited_advertisement(MAC, "fd50::c:2")
     target = "fd50000000000000" + "00000000000c0002"
     assert sent.hex() == "88000000" + "20000000" + target + "0201" + MAC.hex()
+
+
+def test_where_packet_sockets_are_forbidden_that_is_told_and_the_rest_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As the package's unit forbids them."""
+    made = socket.socket
+
+    def refusing(family: int = -1, *more: int) -> socket.socket:
+        if family == socket.AF_PACKET:
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        return made(family, *more)
+
+    async def body() -> Announcer:
+        announcer = Announcer()
+        monkeypatch.setattr(socket, "socket", refusing)
+        monkeypatch.setattr("jvpnd.net.announcing._mac_of", lambda _: MAC)
+        announcer.announce([("192.168.50.202", "lo")])
+        async with asyncio.timeout(5):
+            while not announcer.problem:
+                await asyncio.sleep(0.01)
+        announcer.close()
+        return announcer
+
+    announcer = asyncio.run(body())
+    assert announcer.sent == 0
+    assert announcer.problem.startswith("IPv4 addresses are not announced: AF_PACKET")

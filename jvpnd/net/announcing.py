@@ -67,6 +67,7 @@ class Announcer:
         self._arp: socket.socket | None = None
         self._icmp: socket.socket | None = None
         self.sent = 0  # frames
+        self.problem = ""  # why IPv4 addresses are not announced
 
     def announce(self, those: Iterable[Neighbour]) -> None:
         """From now on, TIMES_S."""
@@ -119,7 +120,7 @@ class Announcer:
         address, interface = neighbour
         try:
             if interface not in macs:
-                macs[interface] = _mac_of(self._arp_socket(), interface)
+                macs[interface] = _mac_of(interface)
             mac = macs[interface]
             if mac is None:
                 return
@@ -127,9 +128,11 @@ class Announcer:
                 self._advertise(address, interface, mac)
                 self.sent += 1
                 return
+            arp = self._arp_socket()
+            if arp is None:
+                return
             for frame in gratuitous_arp(mac, address):
-                target = (interface, _ETH_P_ARP, 0, 0, _BROADCAST)
-                self._arp_socket().sendto(frame, target)
+                arp.sendto(frame, (interface, _ETH_P_ARP, 0, 0, _BROADCAST))
                 self.sent += 1
         except OSError as error:  # a full queue, or the interface is down or gone
             macs[interface] = None
@@ -141,10 +144,15 @@ class Announcer:
         target = (_ALL_NODES, 0, 0, socket.if_nametoindex(interface))
         self._icmp.sendto(unsolicited_advertisement(mac, address), target)
 
-    def _arp_socket(self) -> socket.socket:
-        """It hears nothing: its protocol is 0."""
-        if self._arp is None:
-            self._arp = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
+    def _arp_socket(self) -> socket.socket | None:
+        """It hears nothing: its protocol is 0. None where the unit forbids it, which is told."""
+        if self._arp is None and not self.problem:
+            try:
+                self._arp = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
+            except OSError as error:
+                self.problem = f"IPv4 addresses are not announced: AF_PACKET: {error.strerror}"
+                _log.warning("%s", self.problem)
+                return None
             self._arp.setblocking(False)
         return self._arp
 
@@ -158,8 +166,9 @@ def _icmp_socket() -> socket.socket:
     return sock
 
 
-def _mac_of(sock: socket.socket, interface: str) -> bytes | None:
+def _mac_of(interface: str) -> bytes | None:
     """None where there are no link addresses of Ethernet's kind. Raises OSError."""
     request = _IFREQ.pack(interface.encode(), 0, bytes(6)) + bytes(16)
-    _, kind, mac = _IFREQ.unpack_from(fcntl.ioctl(sock, _SIOCGIFHWADDR, request))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        _, kind, mac = _IFREQ.unpack_from(fcntl.ioctl(sock, _SIOCGIFHWADDR, request))
     return bytes(mac) if kind == _ARPHRD_ETHER else None

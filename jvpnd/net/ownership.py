@@ -101,9 +101,10 @@ class OwnedAddresses:
         by_reason: dict[str, list[str]] = {}
         for network, why in self._entries.refused.items():
             by_reason.setdefault(why, []).append(network)
-        return [
+        refused = [
             f"no traffic to {shortened(networks)}: {why}" for why, networks in by_reason.items()
         ]
+        return [*refused, *([self._announcer.problem] if self._announcer.problem else [])]
 
     @property
     def counts(self) -> dict[str, int]:
