@@ -67,7 +67,8 @@ def ours(host: Namespace) -> set[str]:
     found: set[str] = set()
     for version in ("-4", "-6"):
         shown = host.run("ip", version, "route", "show", "proto", str(PROTOCOL)).stdout
-        found |= {" ".join(line.split()) for line in shown.splitlines()}
+        # The kernel says `linkdown` a while after the tunnel's process has gone.
+        found |= {" ".join(line.replace("linkdown", "").split()) for line in shown.splitlines()}
     return found
 
 
