@@ -107,7 +107,7 @@ class GatewayState:
                 self.release_index(peer, index)
 
     def release_index(self, peer: Peer, index: int) -> None:
-        del peer.draining[index]
+        peer.draining.pop(index, None)
         self.by_index.pop(index, None)
         self.reserved.discard(index)
         self.effects.append(ReleaseReceive(index))
@@ -155,21 +155,19 @@ class GatewayState:
         self._release(peer)
 
     def _release(self, peer: Peer) -> None:
+        """Send nothing of it any more, and receive nothing but what the client had under way to us
+        when it went to another node."""
         session = peer.session
         assert session.id is not None
         self.effects.append(ReleaseSend(session.id))
-        for index in list(peer.draining):
-            self.release_index(peer, index)
+        if peer.keys.index not in peer.draining:
+            for index in (*peer.draining, peer.keys.index):
+                self.release_index(peer, index)
         for offer in list(self.offers.values()):  # no late rekey brings it back
             if offer.session_id == session.id:
                 self.drop_offer(offer)
-        self.by_index.pop(peer.keys.index, None)
-        self.reserved -= {peer.next_index, peer.keys.index}
-        self.effects += [
-            ReleaseReceive(peer.keys.index),
-            Unexpect(peer.next_index),
-            SessionDown(session.id),
-        ]
+        self.reserved.discard(peer.next_index)
+        self.effects += [Unexpect(peer.next_index), SessionDown(session.id)]
         del self.sessions[session.id]
         self.awaited.discard(session.id)
         if self.of_client.get(peer.entry.public_key) is peer:
@@ -228,6 +226,7 @@ class GatewayState:
             return
         details: dict[str, object] = {"what": "lost", "owner": owner}
         self.machine.note(peer.session, "OWNERSHIP", Reason.OWNER_MOVED, details)
+        self.drain_epoch(now_ms, peer)
         self.let_go(now_ms, peer, Event.OWNER_MOVED, {"owner": owner})
 
     def load(self, session_id: bytes, follow: Loaded) -> None:
