@@ -48,6 +48,7 @@ MAX_PATHS = 64
 
 # Recovery
 REATTACH_RTO_MAX_MS = 1_000
+STORE_ALLOWANCE_MS = 200  # on top: another node has to ask the shared table twice, too
 PLANNED_ATTEMPTS = 3  # on the target of a planned switch, before the old binding is kept
 DEGRADED_RETRY_MS = 2_000
 HINT_GAP_MS = 20

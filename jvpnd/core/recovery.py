@@ -186,13 +186,14 @@ class Recovery:
         self.drop_attempt()
         cause = self._cause if self._attempts_made == 0 else Cause.RETRY
         rounds = self._attempts_made // max(len(state.candidates()), 1)
+        allowed_ms = c.STORE_ALLOWANCE_MS if path.is_elsewhere else 0
         attempt = make_attempt(
             session,
             self._proof(),
             path,
             cause,
             now_ms,
-            min(path.rtt.rto_ms * 2 ** min(rounds, 5), c.REATTACH_RTO_MAX_MS),
+            min(path.rtt.rto_ms * 2 ** min(rounds, 5), c.REATTACH_RTO_MAX_MS) + allowed_ms,
             state.entropy,
         )
         self._attempt = attempt
