@@ -22,6 +22,10 @@ from jvpnd.store.observer import DRAINING, READY, NodeInfo
 
 _log = logging.getLogger("jvpnd")
 
+# A session that a node gives away is served so long still: what is on its way here gets there, and
+# its new owner has its routes by then. The client hears both for drain_ms. Who loses a session that
+# it did not give away stops at once.
+LEAVE_S: Final = 0.1
 TOMBSTONE_S: Final = 60.0  # so long an ended session can still be told from one that never was
 
 
@@ -58,6 +62,7 @@ class Cluster:
         self._nodes: dict[str, NodeInfo] = {}
         self._elsewhere: dict[bytes, _Elsewhere] = {}
         self._newest: dict[str, bytes] = {}  # of them, by client
+        self._news: dict[bytes, asyncio.TimerHandle] = {}  # of sessions that have moved just now
         self._seen_ms: float | None = None
 
     def listen(self) -> None:
@@ -69,8 +74,24 @@ class Cluster:
 
     def row_seen(self, seen: RowSeen) -> None:
         """Another node has written a session's row."""
+        self._forget_news(seen.session_id)
+        if self._core.is_leaving and seen.session_id in self._core.sessions:
+            loop = asyncio.get_running_loop()
+            self._news[seen.session_id] = loop.call_later(LEAVE_S, self._act_on, seen)
+        else:
+            self._act_on(seen)
+
+    def _forget_news(self, session_id: bytes) -> None:
+        """There is newer."""
+        if (waiting := self._news.pop(session_id, None)) is not None:
+            waiting.cancel()
+
+    def _act_on(self, seen: RowSeen) -> None:
+        self._news.pop(seen.session_id, None)
         self._core.row_seen(now_ms(), seen)
         self._pump()
+        if seen.session_id in self._core.sessions:  # it has come back since
+            return
         if seen.state == State.TERMINATED:
             self._let_go(seen.session_id)
         else:
@@ -79,6 +100,7 @@ class Cluster:
             self._follow(self._elsewhere[seen.session_id])
 
     def row_gone(self, session_id: bytes) -> None:
+        self._forget_news(session_id)
         self._core.row_gone(now_ms(), session_id)
         self._pump()
         self._let_go(session_id)

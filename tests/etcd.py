@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -92,6 +92,21 @@ class Etcd:
         with contextlib.closing(self.connection()) as connection:
             body = {"key": _text(key), "value": base64.b64encode(value).decode()}
             connection.ask("kv/put", body, START_S)
+
+    @property
+    def missing(self) -> list[int]:
+        """Members that do not run."""
+        return [n for n in range(len(self.members)) if n not in self._running]
+
+    def leader(self) -> int:
+        """The number of the member that leads."""
+        for number in self._running:
+            only = replace(self.access, endpoints=(self.access.endpoints[number],))
+            with contextlib.closing(self.connection(only)) as connection:
+                said = connection.ask("maintenance/status", {}, START_S)
+            if said["leader"] == said["header"]["member_id"]:
+                return number
+        raise AssertionError("no member leads")
 
     def compact(self) -> None:
         """Forget all revisions but the last."""

@@ -249,8 +249,12 @@ def test_a_node_starts_while_etcd_is_away(
                 assert a.table.rows() == []
                 assert await a.swap(row(B)) is Stored.UNAVAILABLE
                 assert a.table.problem
+                known = a.swap(row(B))
+                assert known.done(), "nobody waits for what is known to be away"
+                assert known.result() is Stored.UNAVAILABLE
                 wire.mend()
                 await a.observer.until_moved((A, "b"))
+                await a.observer.until(lambda: not a.table.problem)
                 assert await a.swap(row(B)) is Stored.OK
 
     run(story())

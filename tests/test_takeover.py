@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from jvpnd.core import keys
-from jvpnd.core.effects import BindSend, Endpoint, Expect, ReleaseSend, SessionUp, Unexpect
+from jvpnd.core.effects import (
+    BindSend,
+    Endpoint,
+    Expect,
+    ReleaseReceive,
+    ReleaseSend,
+    SessionUp,
+    Unexpect,
+)
 from jvpnd.core.gateway import Stored
 from jvpnd.core.nodes import (
     NodeState,
@@ -61,6 +69,22 @@ def test_the_owner_before_is_silent_as_soon_as_it_hears_of_it() -> None:
     assert net.a.ownership() == [("OWNER_MOVED", "lost")]
     assert net.a.events("STATE_CHANGE")[-1].to_state == State.TERMINATED
     assert net.owner() == "b", "the loser writes nothing"
+
+
+def test_the_owner_before_still_receives_what_was_under_way_to_it_but_answers_nothing() -> None:
+    net = Nodes()
+    net.agent.timer(3_000)
+    late = net.client_sent()
+    assert late
+    index = net.first.keys.index
+    net.b.give(net.request(2))
+    net.a.hear(net.id)
+    assert net.a.did(ReleaseReceive) == []
+    assert [answer for packet in late for answer in net.a.give(packet)] == []
+    net.a.now_ms += net.a.core.policy.drain_ms
+    net.a.core.timer(net.a.now_ms)
+    net.a.settle()
+    assert net.a.did(ReleaseReceive) == [ReleaseReceive(index)]
 
 
 def test_the_owner_before_learns_it_from_its_own_write() -> None:

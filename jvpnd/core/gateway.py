@@ -131,7 +131,7 @@ class Gateway:
     def heard_from_elsewhere(self, now_ms: float, index: int, origin: Origin) -> None:
         """The data plane opened DATA of a session that came from an address it is not bound to."""
         peer = self._state.by_index.get(index)
-        if isinstance(peer, Peer) and origin != peer.origin:
+        if isinstance(peer, Peer) and origin != peer.origin and not peer.is_fenced:
             self._state.hint(now_ms, peer, origin)
 
     def data_heard(self, now_ms: float, session_id: bytes, at_ms: float, index: int) -> None:

@@ -107,7 +107,7 @@ class GatewayState:
                 self.release_index(peer, index)
 
     def release_index(self, peer: Peer, index: int) -> None:
-        del peer.draining[index]
+        peer.draining.pop(index, None)
         self.by_index.pop(index, None)
         self.reserved.discard(index)
         self.effects.append(ReleaseReceive(index))

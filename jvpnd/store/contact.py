@@ -31,6 +31,11 @@ class Contact:
         """Why the store cannot be used at present, "" if all is well."""
         return self._failed or self._deaf
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last that was heard of a request is that it failed."""
+        return bool(self._failed)
+
     def open(self) -> None:
         """From now on things are told, in the loop that is running."""
         self._loop = asyncio.get_running_loop()

@@ -160,6 +160,12 @@ class EtcdTable:
         return contextlib.nullcontext()
 
     def _put(self, job: Job) -> None:
+        """Where etcd is known to be out of reach, whoever asks is told so at once: a client that
+        had to wait would take it for silence. So is etcd asked, whether that is still true."""
+        if self._contact.is_failing:
+            job.give_up()
+            self._registration.tell_now()
+            return
         self._lanes[hash(job.session_id) % LANES].put(job)
 
     # --- from the threads ---

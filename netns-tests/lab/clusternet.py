@@ -7,16 +7,20 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import itertools
 import json
-from collections.abc import Mapping
+import secrets
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any
 
+from jvpnd.core.noise import public_key
 from lab.cluster import HOST, NODES, ClusterLan
-from lab.daemons import PORTS, Daemon, key_pair
+from lab.daemons import PORTS, Daemon
 from lab.namespace import Namespace, ip
+from lab.stage import until
 from lab.topology import Uplink
 from lab.wire import Conditions
 from tests.etcd import Etcd
@@ -26,7 +30,10 @@ TUNNEL = {"a": "192.168.50.201/29", "b": "192.168.50.206/29"}
 CLIENT = "192.168.50.202"
 STORE = "10.9.0.10"
 WELL = Conditions(delay_ms=10)
-Event = dict[str, Any]
+# Tests switch more often than a user would.
+POLICY = "max_switches_per_minute = 600\nswitch_cooldown_ms = 0\n"
+PROXY = 'proxy_neighbours = ["eth1"]'
+_prefixes = itertools.count()
 
 
 class ClusterNet:
@@ -63,12 +70,32 @@ class ClusterNet:
     def cut_off(self, label: str) -> None:
         """The node does not reach etcd any more, and nobody tells it."""
         self.store.nft(
-            f'table ip cut_{label} {{ chain in {{ type filter hook input priority 0; '
-            f'iifname "s{label}" drop; }} }}'
+            f"table ip cut_{label} {{ chain in {{ type filter hook input priority 0\n"
+            f'iifname "s{label}" drop\n}}\n}}\n'
         )
 
     def join_again(self, label: str) -> None:
-        self.store.run("nft", "delete", "table", "ip", f"cut_{label}")
+        self.store.nft(f"table ip cut_{label}\ndelete table ip cut_{label}\n")
+
+    def kill_store(self, *numbers: int) -> None:
+        """As a power cut does: these members of etcd, or all."""
+        for number in numbers or range(len(self.etcd.members)):
+            self.etcd.kill(number)
+
+    def start_store(self, *numbers: int) -> None:
+        """Until it answers."""
+        self.store.within(lambda: self.etcd.start(*numbers))
+
+    def heal(self) -> None:
+        """Whatever a test has done."""
+        for label in NODES:
+            self.join_again(label)
+        if self.etcd.missing:
+            self.start_store(*self.etcd.missing)
+
+    def store_leader(self) -> int:
+        """The number of the member that leads."""
+        return self.store.within(self.etcd.leader)
 
     def close(self) -> None:
         self._stack.close()
@@ -101,66 +128,92 @@ def _link(
 
 
 class Cluster:
-    """Two gateways and a client, configured as users would."""
+    """Two gateways and a client, configured as users would; their rows are under a prefix of their
+    own."""
 
     def __init__(
         self,
         net: ClusterNet,
         policy: str = "",
         gateway_policy: str = "",
-        cluster: str = "",
         sticky: bool = False,
-        more: Mapping[str, str] = MappingProxyType({}),
         named: bool = True,
+        nat: bool = False,
+        more: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """`cluster`: more lines for `[cluster]`. `more`: lines of a node's file, by label. `named`:
-        the client's file names both nodes; else it knows only where `a` is."""
+        """`policy`: more than POLICY. `named`: the client's file names both nodes; else it knows
+        only where `a` is. `nat`: the client is translated, instead of a host of the LAN. `more`:
+        lines of a node's `[cluster]` that replace the usual ones, by label."""
         self.net = net
-        self._stack = contextlib.ExitStack()
-        gateway_keys, client_keys = key_pair(), key_pair()
-        cluster_key = key_pair()[0]
-        self.nodes = {
-            label: Daemon(
-                net.nodes[label],
-                _node_config(
-                    label, client_keys[1], gateway_policy, "" if sticky else _etcd(net, label)
-                    + cluster, more.get(label, ""),
-                ),
-                gateway_keys[0],
-            )
-            for label in NODES
-        }
-        for node in self.nodes.values():
-            key_file = node.folder / "cluster.key"
-            key_file.write_text(cluster_key + "\n")
-            key_file.chmod(0o600)
+        self.nodes: dict[str, Daemon] = {}
+        (secret, public), (client_secret, client_public) = _key_pair(), _key_pair()
+        self.secret, cluster_key = secret, _key_pair()[0]
+        prefix = f"/jvpn{next(_prefixes)}/"
+        for label in NODES:
+            store = {"store": '"none"'} if sticky else _etcd(net, label, prefix)
+            store.update(line.split(" = ", 1) for line in more.get(label, "").splitlines())
+            config = _node_config(label, client_public, POLICY + gateway_policy, store, nat)
+            self.nodes[label] = Daemon(net.nodes[label], config, secret)
+            self.set_cluster_key(label, cluster_key)
         known = NODES if named else ("a",)
-        self.client = Daemon(
-            net.client, _client_config(gateway_keys[1], policy, known, named), client_keys[0]
-        )
+        config = _client_config(public, POLICY + policy, known, named)
+        self.client = Daemon(net.client, config, client_secret)
+
+    def set_cluster_key(self, label: str, key: str) -> None:
+        """For its next start."""
+        key_file = self.nodes[label].folder / "cluster.key"
+        key_file.write_text(key + "\n")
+        key_file.chmod(0o600)
 
     def start(self, *labels: str) -> None:
-        """The nodes, and then the client, which begins at the first that answers."""
-        for label in labels or NODES:
-            self.nodes[label].start()
+        """The nodes, or these, and then the client, which begins at the first that answers."""
+        self.start_nodes(*labels)
         self.client.start()
         self.client.wait_state("ATTACHED")
 
+    def start_nodes(self, *labels: str) -> None:
+        """Until they know each other, if they share a table."""
+        for label in labels or NODES:
+            self.nodes[label].start()
+        for label in labels or NODES:
+            until(lambda label=label: self._knows_all(label), f"{label} knows the others")
+
+    def _knows_all(self, label: str) -> bool:
+        seen = self.nodes[label].ask("cluster")
+        names = {node["name"] for node in seen["nodes"]}
+        return seen["store"]["kind"] == "none" or names >= set(self.running())
+
+    def running(self) -> list[str]:
+        return [label for label, node in self.nodes.items() if is_running(node)]
+
     def owner(self) -> str:
-        """The node that the client's binding leads to."""
-        remote = self.client.status()["session"]["binding"]["remote"]
+        """The node that the client's binding leads to; "" without one."""
+        session = self.client.status()["session"]
+        if session is None or session["binding"] is None:
+            return ""
+        remote = session["binding"]["remote"]
         return next(label for label, address in OUTSIDE.items() if remote.startswith(address))
 
     def other(self) -> str:
         return "b" if self.owner() == "a" else "a"
 
-    def session(self) -> str:
-        return str(self.client.status()["session"]["id"])
+    def take(self, label: str) -> None:
+        """Have the client go there, as often as it takes."""
 
-    def ownership(self, label: str) -> list[str]:
-        """What the node tells of ownership, in order."""
-        events = self.nodes[label].events()
-        return [e["details"]["what"] for e in events if e["event_type"] == "OWNERSHIP"]
+        def is_there() -> bool:
+            session = self.client.status()["session"]
+            if session["state"] != "ATTACHED":
+                return False
+            if self.owner() != label:
+                self.client.ctl("switch", self.path(label))
+            return self.owner() == label
+
+        until(is_there, f"the client is at {label}", timeout_s=30)
+
+    def path(self, label: str) -> str:
+        """The client's path to a node."""
+        rows = self.client.status()["paths"]
+        return next(str(row["id"]) for row in rows if OUTSIDE[label] in row["id"])
 
     def close(self) -> None:
         for each in (self.client, *self.nodes.values()):
@@ -173,28 +226,44 @@ class Cluster:
         self.close()
 
 
-def _etcd(net: ClusterNet, label: str) -> str:
+def is_running(daemon: Daemon) -> bool:
+    return daemon.process is not None and daemon.process.poll() is None
+
+
+def _key_pair() -> tuple[str, str]:
+    secret = secrets.token_bytes(32)
+    private, public = (base64.b64encode(key).decode() for key in (secret, public_key(secret)))
+    return private, public
+
+
+def _etcd(net: ClusterNet, label: str, prefix: str) -> dict[str, str]:
     urls = [f"http://{STORE}:{member.port}" for member in net.etcd.members]
-    addresses = json.dumps([NODES[label][0]])
-    return (
-        f'store = "etcd"\nendpoints = {json.dumps(urls)}\nkey_file = "cluster.key"\n'
-        f"address = {addresses}\nnode_ttl_s = 3\n"
-    )
+    return {
+        "store": '"etcd"',
+        "endpoints": json.dumps(urls),
+        "key_file": '"cluster.key"',
+        "address": json.dumps([NODES[label][0]]),
+        "node_ttl_s": "3",
+        "prefix": f'"{prefix}"',
+    }
 
 
-def _node_config(label: str, client: str, policy: str, cluster: str, more: str) -> str:
-    store = cluster or 'store = "none"\n'
+def _node_config(
+    label: str, client: str, policy: str, store: Mapping[str, str], nat: bool
+) -> str:
+    cluster = "".join(f"{key} = {value}\n" for key, value in store.items())
     return (
         f'role = "gateway"\nnode = "{label}"\n'
         f'[interface]\nname = "jvpn0"\naddress = ["{TUNNEL[label]}"]\n'
         '[identity]\nprivate_key_file = "private.key"\n'
         f'[[listen]]\ntransport = "udp"\naddress = "{OUTSIDE[label]}"\nport = {PORTS["udp"]}\n'
         f'[[client]]\nname = "laptop"\npublic_key = "{client}"\naddress = ["{CLIENT}"]\n'
-        f'[forwarding]\nproxy_neighbours = ["eth1"]\n[cluster]\n{store}{more}[policy]\n{policy}'
+        f"[forwarding]\n{'nat = true' if nat else PROXY}\n"
+        f"[cluster]\n{cluster}[policy]\n{policy}"
     )
 
 
-def _client_config(gateway: str, policy: str, known: Any, named: bool) -> str:
+def _client_config(gateway: str, policy: str, known: Iterable[str], named: bool) -> str:
     endpoints = "".join(
         f'[[gateway.endpoint]]\ntransport = "udp"\naddress = "{OUTSIDE[label]}"\n'
         f'port = {PORTS["udp"]}\n' + (f'node = "{label}"\n' if named else "")
