@@ -32,10 +32,11 @@ def test_where_packet_sockets_are_forbidden_that_is_told_and_the_rest_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As the package's unit forbids them."""
-    made = socket.socket
+    made, refused = socket.socket, asyncio.Event()
 
     def refusing(family: int = -1, *more: int) -> socket.socket:
         if family == socket.AF_PACKET:
+            refused.set()
             raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
         return made(family, *more)
 
@@ -45,8 +46,7 @@ def test_where_packet_sockets_are_forbidden_that_is_told_and_the_rest_goes_on(
         monkeypatch.setattr("jvpnd.net.announcing._mac_of", lambda _: MAC)
         announcer.announce([("192.168.50.202", "lo")])
         async with asyncio.timeout(5):
-            while not announcer.problem:
-                await asyncio.sleep(0.01)
+            await refused.wait()
         announcer.close()
         return announcer
 
