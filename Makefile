@@ -5,6 +5,7 @@
 #   make model   the rules of ownership in a cluster, every order of steps (docs/simulation.md)
 #   make races N=1000000   so many races of a cluster's nodes for the ownership of sessions
 #   make measure   how long traffic stops; ARGS="--soak 60" looks for false switches instead
+#   make measure-cluster   the same of a cluster, and a drain of a thousand sessions
 #   make bench   how fast, beside other VPNs; ARGS="--quick" for a first look, WIREGUARD_GO=a newer one
 #   make scale   ten thousand clients of one gateway
 #   make deb   the Debian package, into dist/ (docs/install.md); make deb-check   lintian, and that it can be built again
@@ -28,8 +29,8 @@ ACCEPTANCE_PACKAGES := systemd-container mmdebstrap
 BENCH_PACKAGES := wireguard-go wireguard-tools openvpn
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: packages bench-packages deb-packages root venv lint unit simulate soak model races netns test demo measure bench \
-  scale lossy deb deb-check acceptance lock clean
+.PHONY: packages bench-packages deb-packages root venv lint unit simulate soak model races netns test demo measure \
+  measure-cluster bench scale lossy deb deb-check acceptance lock clean
 
 define install
 	@missing=""; for p in $(1); do \
@@ -102,6 +103,9 @@ demo: venv root
 
 measure: venv root
 	$(AS_ROOT) $(BIN)/python netns-tests/measure.py $(ARGS)
+
+measure-cluster: venv root
+	$(AS_ROOT) $(BIN)/python netns-tests/cluster_measure.py $(ARGS)
 
 bench: venv bench-packages root
 	$(AS_ROOT) $(if $(WIREGUARD_GO),WIREGUARD_GO=$(WIREGUARD_GO)) $(BIN)/python netns-tests/benchmark.py $(ARGS)

@@ -20,6 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -51,6 +52,7 @@ AGAIN_S = 1.0  # a packet that was dropped is not sent again before
 UNDER_WAY = 64  # births at once
 SOURCES = ipaddress.ip_address("10.100.0.1")
 INNER = ipaddress.ip_address("10.64.0.16")
+CALM = Policy.from_table(tomllib.loads(POLICY))
 TUNNELS = {"a": "10.64.0.1/16", "b": "10.64.0.2/16"}
 
 
@@ -84,7 +86,7 @@ class Client:
     def __init__(self, name: str, secret: bytes, gateway: bytes, sock: socket.socket) -> None:
         entropy = SystemEntropy()
         handshake = ClientHandshake(secret, gateway, None, entropy)
-        self.agent = ClientAgent(name, handshake, Policy(), entropy, wall_ms() - now_ms())
+        self.agent = ClientAgent(name, handshake, CALM, entropy, wall_ms() - now_ms())
         self.socket = sock
 
     def add(self, label: str) -> None:
@@ -124,7 +126,8 @@ class Client:
         )
 
     def hears(self, label: str) -> bool:
-        return self.agent.paths[label].heard_ms is not None
+        path = self.agent.paths.get(label)
+        return path is not None and path.heard_ms is not None
 
 
 class Crowd:

@@ -36,7 +36,7 @@ def test_connections_survive_the_end_of_their_gateway(
         cluster.start()
         owner, other = cluster.owner(), cluster.other()
         with watching(cluster) as watch:
-            watch.echo.report()
+            watch.forget()
             cluster.nodes[owner].stop(how)
             taken = watch.wait_ownership(other, "taken over")
             assert (taken["reason"], taken["details"]["from"]) == ("OWNER_MOVED", owner)

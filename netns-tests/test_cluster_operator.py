@@ -28,12 +28,14 @@ def test_a_drain_loses_nothing_and_keeps_sessions_away_until_it_is_stopped(
         cluster.start()
         owner, other = cluster.owner(), cluster.other()
         with watching(cluster) as watch:
-            watch.echo.report()
+            watch.forget()
             drained = cluster.nodes[owner].ctl("drain", "--timeout", "20")
             assert drained.returncode == 0, drained.stderr
             assert drained.stdout == "all 1 sessions have left\n"
             watch.wait_owner(other)
             assert watch.fate().lost == 0
+            assert watch.wait_ownership(owner, "lost")["details"]["owner"] == other
+            assert watch.ownership(other) == ["taken over"]
             moved = watch.wait_client("TRANSPORT_SWITCH", "TRANSPORT_SWITCH_OK")
             assert moved["details"]["outage_ms"] == 0, "make before break"
             watch.assert_same_session(other)
@@ -66,7 +68,7 @@ def test_an_upgrade_of_one_node_after_the_other_loses_nothing(net: ClusterNet) -
     with Cluster(net) as cluster:
         cluster.start()
         with watching(cluster) as watch:
-            watch.echo.report()
+            watch.forget()
             for label, other in ("a", "b"), ("b", "a"):
                 drained = cluster.nodes[label].ctl("drain", "--timeout", "30")
                 assert drained.returncode == 0, drained.stdout + drained.stderr

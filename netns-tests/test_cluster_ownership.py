@@ -122,7 +122,7 @@ def test_a_request_that_is_played_again_moves_nothing(net: ClusterNet) -> None:
             for label in other, owner, other:
                 cluster.take(label)
             watch.assert_flows()
-            watch.echo.report()
+            watch.forget()
             before = accepted(watch)
             for request in requests(uplink):
                 attacker.send_forged(at_both(request))

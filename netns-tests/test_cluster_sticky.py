@@ -28,7 +28,7 @@ def test_a_request_at_another_node_is_sent_back(net: ClusterNet) -> None:
         cluster.start()
         owner, other = cluster.owner(), cluster.other()
         with watching(cluster) as watch:
-            watch.echo.report()
+            watch.forget()
             watch.switch(other)
             watch.wait_client("REATTACH_RESULT", "WRONG_NODE")
             assert watch.fate().lost == 0

@@ -97,7 +97,7 @@ def test_a_node_that_is_cut_off_binds_nothing(net: ClusterNet) -> None:
         with watching(cluster) as watch:
             net.cut_off(other)
             until(lambda: not reaches(cluster.nodes[other]), "it knows")
-            watch.echo.report()
+            watch.forget()
             assert_refused(watch, other)
             assert watch.fate().lost == 0
             watch.assert_same_session(owner)
@@ -112,7 +112,7 @@ def test_sessions_outlive_a_table_that_all_have_lost(net: ClusterNet) -> None:
             net.kill_store()
             for node in cluster.nodes.values():
                 until(lambda node=node: not reaches(node), "it knows")
-            watch.echo.report()
+            watch.forget()
             assert_refused(watch, other)
             assert watch.fate().lost == 0
             net.start_store()
@@ -179,7 +179,7 @@ def test_one_of_three_members_may_fail(three: ClusterNet, which: str) -> None:
         with watching(cluster) as watch:
             leader = three.store_leader()
             victim = leader if which == "the leader" else (leader + 1) % 3
-            watch.echo.report()
+            watch.forget()
             three.kill_store(victim)
             cluster.take(other)
             cluster.take(owner)
@@ -211,3 +211,18 @@ def _answers(watch: ClusterWatch, label: str) -> bool:
     path = watch.cluster.path(label)
     rows = watch.cluster.client.status()["paths"]
     return next(row["last_heard_ms"] for row in rows if row["id"] == path) is not None
+
+
+def test_a_node_with_another_prefix_harms_nobody(net: ClusterNet) -> None:
+    """It knows of no such session, and says so: the owner serves it."""
+    with Cluster(net, more={"b": 'prefix = "/another/"'}) as cluster:
+        cluster.start("a")
+        with watching(cluster) as watch:
+            cluster.nodes["b"].start()
+            until(lambda: _answers(watch, "b"), "the client has heard of it")
+            watch.switch("b")
+            watch.wait_client("REATTACH_RESULT", "SESSION_NOT_FOUND")
+            watch.assert_flows()
+            watch.assert_same_session("a")
+            names = [each["name"] for each in cluster.nodes["a"].ask("cluster")["nodes"]]
+            assert names == ["a"]

@@ -59,6 +59,7 @@ STORE_RETRY_MS = 1_000  # of a rekey that the session table refused
 STORE_TRIES = 3  # of a write that the shared table refuses, each after a look at what it holds
 MAX_VISITS = 1_024  # sessions of other nodes that are being looked up
 MOVE_AGAIN_MS = 1_000  # between two requests to a client to go to another node
+MOVES_AT_ONCE = 48  # clients that are asked so, until some of them have gone
 SCAN_MS = 250  # a round of looks at all sessions' health
 SCAN_SLICE = 256  # so many of them at once,
 SCAN_ENDS = 32  # of which so many may end

@@ -319,7 +319,10 @@ class Recovery:
         self._state.machine.note(session, "REATTACH_RESULT", reason, details)
         in_cluster = self._state.home != NO_NODE
         raced = in_cluster and reason is Reason.OWNERSHIP_CONFLICT
-        if reason in _FATAL_REJECTS and not raced:
+        # Its owner serves it: the node that was asked looks into another table.
+        absent = reason is Reason.SESSION_NOT_FOUND
+        stray = absent and path.is_elsewhere and self._planned is not None
+        if reason in _FATAL_REJECTS and not (raced or stray):
             return True, _FATAL_REJECTS[reason]
         self._state.fall_back(attempt.proof)  # the root that the gateway answers to
         if reason is Reason.STORE_UNAVAILABLE:

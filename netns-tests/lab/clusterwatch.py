@@ -13,7 +13,7 @@ from lab.daemons import Daemon, Event
 from lab.schema import assert_valid
 from lab.stage import assert_versions_rise_by_one, until
 from lab.story import Fate
-from lab.traffic import Traffic
+from lab.traffic import SETTLED_S, Traffic
 
 ECHO_HZ = "200"
 
@@ -41,6 +41,11 @@ class ClusterWatch:
     def restarted(self, label: str) -> None:
         """The node tells from the beginning again."""
         self._seqs[label] = 0
+
+    def forget(self) -> None:
+        """What the echo has sent before is counted no more."""
+        self.echo.report()
+        self.echo.wait_until("sent", above=float(ECHO_HZ) * (SETTLED_S + 0.1))
 
     def events(self, side: str, kind: str) -> list[Event]:
         """Of the `client` or a node."""
