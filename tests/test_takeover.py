@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from jvpnd.core import constants as c
 from jvpnd.core import keys
 from jvpnd.core.effects import (
     BindSend,
@@ -235,6 +236,17 @@ def test_one_session_is_looked_up_once_at_a_time() -> None:
     net.b.give(net.request(3))
     assert len(net.b.held) == 1
     assert net.b.core.dropped == {"reattach while its session is looked up": 1}
+
+
+def test_sessions_that_are_looked_up_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(c, "MAX_VISITS", 1)
+    net = Nodes()
+    net.b.holds = True
+    net.b.give(net.request(2))
+    net.id, net.next_index = bytes(16), 77
+    assert net.b.give(net.request(2)) == []
+    assert len(net.b.held) == 1
+    assert net.b.core.dropped == {"too many sessions to look up": 1}
 
 
 def test_a_row_that_is_gone_ends_the_service() -> None:
