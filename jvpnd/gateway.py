@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -128,6 +129,7 @@ class GatewayShell:
         self._unsampled: list[tuple[bytes, int]] = []  # of this round of looks at the counters
         self._totals_ms = 0.0
         self._free = list(range(SLOTS - 1, -1, -1))
+        self._resting: deque[tuple[float, int]] = deque()  # slots, and from when they are free
         self._inner: dict[bytes, tuple[str, ...]] = {}
         self.listeners = Listeners(
             config.listen, plane.lanes, config.node, runtime, config.limits.connections
@@ -323,7 +325,7 @@ class GatewayShell:
             self.plane.release_send(slot)
 
     def _session_up(self, effect: SessionUp) -> None:
-        slot = self._free.pop()
+        slot = self._free.pop() if self._free else self._resting.popleft()[1]
         self.slots[effect.session_id] = slot
         self._inner[effect.session_id] = inner_of(effect.addresses, effect.networks)
         self.plane.set_routes(slot, self._inner[effect.session_id])
@@ -347,7 +349,8 @@ class GatewayShell:
         inner = self._inner.pop(effect.session_id, ())
         if slot is not None:
             self.plane.set_routes(slot, ())
-            self._free.append(slot)
+            # What was under way to the session may still come in, and counts as the slot's.
+            self._resting.append((now_ms() + self.core.policy.drain_ms, slot))
         if self.cluster is not None:
             self.cluster.session_down(inner)
 
@@ -378,6 +381,8 @@ class GatewayShell:
     def _sample(self, now: float) -> None:
         if self._held_until_ms is not None:
             self._read_tun_again(now)
+        while self._resting and self._resting[0][0] <= now:
+            self._free.append(self._resting.popleft()[1])
         for _ in range(min(SAMPLE_SLICE, len(self.slots))):
             if not self._unsampled:
                 self._unsampled = list(self.slots.items())

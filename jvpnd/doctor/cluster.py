@@ -22,6 +22,7 @@ _REMEDIES: Final = {
         "does etcd speak TLS there (or http://)?",
     ),
     **dict.fromkeys(("HTTP status 400", "closed connection"), "does etcd want TLS (https://)?"),
+    "reset by peer": "does etcd speak TLS there (https://), or does it not (http://)?",
     "alert": "certificate_file: etcd wants one that is signed by whom it trusts (its "
     "--trusted-ca-file)",
     "timed out": "is there a way to it, does a firewall let it through, and has etcd a leader "
