@@ -134,9 +134,10 @@ class Registration:
                 self._lease = leases.grant(self._connection, self._ttl_s, self._each_s)
             self._write(self._info())
         except Refused as refusal:
-            if refusal.code == NOT_FOUND:
+            if refusal.code == NOT_FOUND:  # the lease has gone: the next time there is a new one
                 self._lease = ""
-            self._contact.failed(str(refusal))
+            else:
+                self._contact.failed(str(refusal))
             return False
         except (EtcdError, *MISFITS) as error:
             self._contact.failed(str(error))
