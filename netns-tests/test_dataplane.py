@@ -37,7 +37,7 @@ from twoplanes import (
 from twoplanes import transfer as blocking_transfer
 
 from jvpnd.core.offloads import Offloads
-from jvpnd.core.wire import HEADER, MAX_CONTROL_LEN, Suite
+from jvpnd.core.wire import HEADER, MAX_CONTROL_LEN, PacketType, Suite
 from jvpnd.dataplane.early import MAX_HELD
 from jvpnd.dataplane.plane import DataPlaneError
 
@@ -284,12 +284,14 @@ async def test_control_packets_are_forwarded_and_junk_is_counted() -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as attacker:
             attacker.connect(two.address)
             data = HEADER.pack(8, 0, 0, 424242, 1) + bytes(40)
+            control = [kind for kind in PacketType if kind is not PacketType.DATA]
+            unknown = range(len(PacketType) + 1, 256)
             for packet in (
-                *(bytes([kind]) * 50 for kind in (*range(1, 8), *range(9, 13))),
+                *(bytes([kind]) * 50 for kind in control),
                 b"\x04" * MAX_CONTROL_LEN,
                 b"\x04" * (MAX_CONTROL_LEN + 1),
                 b"\x00" * 60,
-                *(bytes([kind]) for kind in range(13, 256)),
+                *(bytes([kind]) for kind in unknown),
                 b"",
                 b"\x08",
                 data[:31],
@@ -299,13 +301,14 @@ async def test_control_packets_are_forwarded_and_junk_is_counted() -> None:
                 attacker.send(packet)
             mine = attacker.getsockname()
         await until(lambda: two.dropped("bad_tag") == 1, "last packet seen")
-        await until(lambda: len(two.observer.packets) == 12, "control packets forwarded")
+        await until(lambda: len(two.observer.packets) == len(control) + 1, "all forwarded")
         kinds = [packet[0] for _, _, packet in two.observer.packets]
-        assert kinds == [*range(1, 8), *range(9, 13), 4]
+        assert kinds == [*control, 4]
         assert {(socket_id, remote) for socket_id, remote, _ in two.observer.packets} == {
             (1, mine)
         }
-        expected = {"unknown_type": 245, "malformed": 3, "unknown_index": 1, "bad_tag": 1}
+        junk = len(unknown) + 2  # with what is too long, and kind 0
+        expected = {"unknown_type": junk, "malformed": 3, "unknown_index": 1, "bad_tag": 1}
         assert two.drops() == expected
         assert two.plane.slot_counters(0).last_rx_ms == 0
         await transfer(one, two, 100_000)
