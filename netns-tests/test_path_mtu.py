@@ -85,7 +85,8 @@ def test_a_transfer_goes_on_over_paths_of_different_mtu(wide: Stage, version: in
             if watch.bound() == target:
                 continue
             path = next(p["id"] for p in pair.client.status()["paths"] if p["uplink"] == target)
-            assert pair.client.ctl("switch", path).returncode == 0
+            ordered = ("switch", path)  # not within the cooldown of the switch before
+            until(lambda o=ordered: pair.client.ctl(*o).returncode == 0, f"ordered to {target}")
             until(lambda target=target, watch=watch: watch.bound() == target, f"bound to {target}")
             carried(tcp)
             assert pings(lab.client, INNER["gateway"][0], LONGEST[4])
